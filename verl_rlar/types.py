@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The nouns of the system: frozen values that every other module passes around.
+
+A `Sample` (one response to be scored) is sent by a `Route` to one or more tools, each described by a `ToolSpec`; every
+tool answers with a `Verdict`, and the scorer turns the verdicts into one `Score`.
+
+Guarantees: standard library only; every value is immutable, keyword-only, picklable, and free of tensors; whatever is
+identified by content (`Query.key`, `ToolSpec.digest`) has the same identity in every process and on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any, Literal
+
+UNKEYED = frozenset({"index", "split", "need_tools_kwargs", "interaction_kwargs", "tools_kwargs"})
+"""Keys of `Query.extra` that say where a row comes from, not what is asked: they do not enter `Query.key`."""
+
+
+def content_hash(value: Any) -> str:
+    """Hex SHA-256 of a JSON-like value; the order of keys does not matter. Other objects count by their ``str``."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    """``system``, ``user``, ``assistant`` or ``tool``."""
+    content: str
+    """Text of the turn. Parts that are no text (images, audio) are left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """What is asked, and what is known about a right answer: all that a route may depend on (I2)."""
+
+    messages: tuple[Message, ...]
+    """The prompt as chat messages, oldest first."""
+    reference: str | None = None
+    """The ground truth as text; None if the data set has none."""
+    data_source: str = ""
+    """Name of the data set. A hint for people: no decision depends on it."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further columns of the row (tests, constraints, languages, ...), JSON-like."""
+
+    @cached_property
+    def key(self) -> str:
+        """Identity of the query: the same for every response of a GRPO group, in every epoch and process."""
+        extra = {name: value for name, value in self.extra.items() if name not in UNKEYED}
+        return content_hash([[(m.role, m.content) for m in self.messages], self.reference, extra])[:32]
+
+    @property
+    def prompt(self) -> str:
+        """Text of the last user turn; the empty string if there is none."""
+        return next((m.content for m in reversed(self.messages) if m.role == "user"), "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One response to be scored."""
+
+    query: Query
+    response: str
+    """The decoded response, special tokens removed."""
+    step: int = 0
+    """verl's ``global_steps`` (0 outside training). Decides which tools are live."""
+    uid: str = ""
+    """verl's id of the GRPO group, new for every visit of a prompt; empty outside training."""
+    session: int = 0
+    """Index within the group, from 0."""
+    group_size: int = 1
+    """Number of responses in the group, as far as known when the sample was made."""
+    split: Literal["train", "val"] = "train"
+
+
+class Kind(str, Enum):
+    """What makes a query checkable. Found by `verl_rlar.features` from the query alone."""
+
+    UNIT_TESTS = "unit_tests"
+    """Code with tests to run."""
+    CONSTRAINTS = "constraints"
+    """Instruction constraints in IFEval's vocabulary."""
+    JSON_SCHEMA = "json_schema"
+    """An answer that must be valid under a given JSON schema."""
+    CHOICE = "choice"
+    """One letter out of the listed options."""
+    MATH = "math"
+    """A final answer that is a number or a mathematical expression."""
+    TRANSLATION = "translation"
+    """A translation with a reference translation."""
+    SHORT_TEXT = "short_text"
+    """A short free-form reference answer."""
+    OPEN = "open"
+    """None of the above: nothing in the row says what is right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which queries a tool is for."""
+
+    kinds: frozenset[Kind]
+    """The kinds of query that the tool checks."""
+    needs_reference: bool = True
+    """Whether the tool abstains where a query has no reference."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolSpec:
+    """A tool's immutable, content-addressed description (I3)."""
+
+    name: str
+    """Unique within a snapshot; lower case, words joined by ``_``."""
+    kind: Literal["rule", "verifier", "reward_model"]
+    target: str
+    """What runs. A rule: ``package.module:function``."""
+    scope: Scope
+    description: str
+    """What it measures and when to use it, in one paragraph. Routers and people read this."""
+    misses: tuple[str, ...] = ()
+    """What it is known not to catch, one plain sentence each."""
+    low: float = 0.0
+    """Raw score that maps to 0."""
+    high: float = 1.0
+    """Raw score that maps to 1."""
+    timeout_s: float = 5.0
+    """Deadline of one call, in seconds of wall time; the call is killed then."""
+    origin: str = "builtin"
+    """Who made it: ``builtin``, ``user``, or the id of an agent's transcript."""
+    source_sha256: str = ""
+    """Hash of the code behind `target`, so that changed code is a changed tool."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of this version of the tool: 16 hex digits."""
+        fields = asdict(self) | {"scope": [sorted(k.value for k in self.scope.kinds), self.scope.needs_reference]}
+        return content_hash(fields)[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """The tools that are live at a step. It never changes (I1)."""
+
+    tools: tuple[ToolSpec, ...]
+
+    @cached_property
+    def version(self) -> str:
+        """Identity of the set of tools: 16 hex digits."""
+        return content_hash(sorted(tool.digest for tool in self.tools))[:16]
+
+    def tool(self, name: str) -> ToolSpec:
+        """The tool of that name.
+
+        Raises:
+            KeyError: No such tool is live.
+        """
+        for tool in self.tools:
+            if tool.name == name:
+                return tool
+        raise KeyError(f"no tool named {name!r} is live; live are: {', '.join(t.name for t in self.tools)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoutePart:
+    """One tool of a route."""
+
+    tool: str
+    """Name of the tool."""
+    digest: str
+    """Its version (I2: one version of each tool in a group)."""
+    weight: float = 1.0
+    """Share in the combined score; the weights of a route sum to 1. A gate has weight 0."""
+    gate: bool = False
+    """A gate must give 1, or the whole score is 0; it adds nothing itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """Which tools score a prompt, and why."""
+
+    parts: tuple[RoutePart, ...]
+    """Empty if no tool fits: every response of the prompt is then unscored."""
+    reason: str
+    """Why, for a person."""
+    kind: Kind
+    """What the query was taken for."""
+    covered: bool
+    """False if no tool fits and the configured fallback was taken."""
+    snapshot: str
+    """`Snapshot.version` that the route was decided on."""
+
+    @property
+    def name(self) -> str:
+        """The tools' names, joined; ``-`` for an empty route."""
+        return "+".join(part.tool for part in self.parts) or "-"
+
+
+class Outcome(str, Enum):
+    """How a tool's or a route's work on a sample ended."""
+
+    SCORED = "scored"
+    ABSTAINED = "abstained"
+    """The tool says: not my business. Unscored."""
+    FAILED = "failed"
+    """Our fault: deadline, crash, something missing. Unscored."""
+    HACKED = "hacked"
+    """A known cheat was caught: the score is 0, and flagged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A tool's own answer about one sample."""
+
+    value: float | None
+    """Raw score in the tool's own range; None = the tool abstains."""
+    reason: str = ""
+    """Why, for a person; short. It may quote the response: hostile text, never executed or rendered unescaped."""
+    hacked: bool = False
+    """A known cheat was recognised; `value` must be the tool's `low`."""
+    details: Mapping[str, float] = field(default_factory=dict)
+    """Named partial results, for people and metrics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolScore:
+    """What became of one tool's call."""
+
+    tool: str
+    digest: str
+    outcome: Outcome
+    raw: float | None
+    """In the tool's own range; None if unscored."""
+    value: float | None
+    """In [0, 1]; None if unscored."""
+    reason: str = ""
+    seconds: float = 0.0
+    """Wall time of the call, with waiting and retries."""
+    details: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """The result for one sample."""
+
+    value: float | None
+    """In [0, 1]; None = unscored. A failure of ours is never a number (I4)."""
+    outcome: Outcome
+    reason: str
+    parts: tuple[ToolScore, ...] = ()
+    seconds: float = 0.0
+    """Wall time of all the route's tools."""
