@@ -126,6 +126,8 @@ class ToolSpec:
     """What it measures and when to use it, in one paragraph. Routers and people read this."""
     misses: tuple[str, ...] = ()
     """What it is known not to catch, one plain sentence each."""
+    gate: bool = False
+    """A gate says whether a response may score at all; it never adds to a score."""
     low: float = 0.0
     """Raw score that maps to 0."""
     high: float = 1.0
