@@ -8,6 +8,7 @@
     │   ├── ToolTimeout             ... or it was still at work at its deadline, and was killed
     │   └── ToolUnavailable         ... or what it needs (a box, a server, an extra) is not here
     ├── LedgerError                 the ledger cannot be opened, read or written
+    ├── ServiceUnreachable          the run's service does not answer
     └── TooManyUnscored             the run stops: too large a share of responses could not be scored
 
 Guarantees: each is picklable (errors cross Ray and process pools), so none defines an ``__init__`` of its own; each
@@ -41,6 +42,10 @@ class ToolUnavailable(ToolError):
 
 class LedgerError(RlarError):
     """The ledger cannot be opened, read or written."""
+
+
+class ServiceUnreachable(RlarError):
+    """The run's service did not answer before the deadline."""
 
 
 class TooManyUnscored(RlarError):

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What verl loads at `import verl` (entry point group ``verl.plugins``), in the driver and in every Ray worker.
+
+It tells Hydra where `rlar/default.yaml` is and what the defaults of `rlar.*` are, so that ``+rlar=default`` works from
+any folder, and lets `verl_rlar.cpu` bring in its platform where there is no accelerator. Before Ray starts, `Preflight`
+(a Hydra callback that `rlar/default.yaml` names) refuses a run that could not work, and says what to change.
+
+Guarantees: cheap to import; verl hides the errors of a plugin, so ours are kept in `LOAD_ERROR` and stop the run there.
+
+Not covered: if this file is never loaded (the package is missing, or VERL_USE_EXTERNAL_PLUGINS excludes it), Hydra
+takes ``+rlar=default`` for a plain string and verl trains with its own reward manager; nothing of ours can object then.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from verl_rlar.config import RlarConfig, defaults, parse
+from verl_rlar.errors import ConfigError
+
+VERL_VERSION = "0.9.1"
+REWARD_MANAGER = {"source": "importlib", "name": "RlarRewardManager", "path": "pkg://verl_rlar.reward_manager"}
+AGENT_LOOP_MANAGER = "verl_rlar.trainer.RlarAgentLoopManager"
+
+LOAD_ERROR: str | None = None
+"""Traceback of what went wrong when the plugin was loaded; None if nothing did."""
+
+
+def configs() -> Path:
+    """The folder of the Hydra files: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / "hydra_configs"
+    return installed if installed.is_dir() else package.parent / "hydra_configs"
+
+
+class RlarSearchPath(SearchPathPlugin):
+    """Adds our Hydra files to every search path."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append(provider="verl_rlar", path=configs().as_uri())
+
+
+class Preflight(Callback):
+    """Stops a run that could not work, before Ray starts."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        try:
+            check(config)
+        except ConfigError as error:
+            print(f"\nverl_rlar refuses to start:\n  {error}\n", file=sys.stderr, flush=True)
+            raise SystemExit(2) from None  # Hydra turns any other exception of a callback into a warning
+
+
+def check(config: DictConfig) -> RlarConfig:
+    """Checks a whole verl configuration, and reads our part of it.
+
+    Raises:
+        ConfigError: The run could not work, or would not do what it says.
+    """
+    import verl
+
+    if LOAD_ERROR is not None:
+        raise ConfigError(f"the plugin was not loaded whole, mend this first:\n{LOAD_ERROR}")
+    if verl.__version__ != VERL_VERSION:
+        raise ConfigError(f"verl {verl.__version__} is installed, this release works with verl=={VERL_VERSION} only")
+    rlar = OmegaConf.select(config, "rlar")
+    settings = parse(OmegaConf.to_container(rlar, resolve=True) if OmegaConf.is_config(rlar) else rlar)
+
+    def refuse_unless(fine: bool, message: str) -> None:
+        if not fine:
+            raise ConfigError(message)
+
+    get = lambda key: OmegaConf.select(config, key)  # noqa: E731
+    refuse_unless(
+        get("trainer.use_v1") is not False,
+        "trainer.use_v1=False selects verl's legacy trainer, which does not tell rewards their step; remove it",
+    )
+    refuse_unless(
+        not get("reward.reward_model.enable"),
+        "reward.reward_model.enable=True makes verl bypass every reward manager; remove it",
+    )
+    refuse_unless(
+        get("reward.custom_reward_function.path") is None,
+        "reward.custom_reward_function.path would be ignored, as tools score every response; remove it",
+    )
+    manager = get("reward.reward_manager") or {}
+    ours = {"source": manager.get("source"), "name": manager.get("name"), "path": (manager.get("module") or {}).get("path")}
+    refuse_unless(
+        ours == REWARD_MANAGER,
+        f"reward.reward_manager is {ours}, not {REWARD_MANAGER}; remove your override of reward.reward_manager.*",
+    )
+    agent_loop = get("actor_rollout_ref.rollout.agent.agent_loop_manager_class")
+    refuse_unless(
+        _is_ours(agent_loop),
+        f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={agent_loop}: it must be {AGENT_LOOP_MANAGER} or a "
+        "subclass of it, which tells rewards apart in training and validation and guards the step boundary",
+    )
+    return settings
+
+
+def _is_ours(class_path: str | None) -> bool:
+    if class_path is None or class_path == AGENT_LOOP_MANAGER:
+        return class_path is not None
+    from verl.utils.import_utils import load_class_from_fqn
+
+    from verl_rlar.trainer import RlarAgentLoopManager
+
+    return issubclass(load_class_from_fqn(class_path, "AgentLoopManager"), RlarAgentLoopManager)
+
+
+def _load() -> None:
+    Plugins.instance().register(RlarSearchPath)
+    ConfigStore.instance().store(group="rlar", name="base", node=defaults(), provider="verl_rlar")
+    from verl_rlar import cpu
+
+    cpu.enable()
+
+
+try:
+    _load()
+except Exception:  # verl would hide it; Preflight shows it
+    LOAD_ERROR = traceback.format_exc()
+    print(f"verl_rlar: the plugin was not loaded whole:\n{LOAD_ERROR}", file=sys.stderr, flush=True)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RuleRunner`: runs rules in worker processes that can be killed.
+
+A rule is trusted code fed hostile text: a number tower, a pathological pattern or a 10 MB response can keep it busy for
+hours, fill the memory or crash the interpreter. So each call runs in one of a few worker processes (pebble's pool, forked
+from a clean server process, never from the caller), with a deadline after which that process is killed and replaced,
+and with a cap on its address space.
+
+Guarantees: `run` returns a `Verdict` or raises a `ToolError`; a caller that is cancelled frees its worker; one call's
+damage (globals, memory, a crash) ends with its process at the latest.
+
+Not covered: this is no sandbox. Code that we did not write never runs here (I6).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import multiprocessing
+import resource
+from functools import cache
+from types import TracebackType
+from typing import cast
+
+from pebble import ProcessExpired, ProcessPool
+
+from verl_rlar.config import RulesConfig
+from verl_rlar.errors import ToolError, ToolTimeout
+from verl_rlar.tools.rule import Rule
+from verl_rlar.types import Sample, ToolSpec, Verdict
+
+CALLS_PER_PROCESS = 10_000
+"""A worker is replaced after this many calls, so that what libraries cache cannot grow for days."""
+
+
+class RuleRunner:
+    """A pool of worker processes for rules.
+
+    Use as ``with RuleRunner(config, targets) as runner``; leaving kills all workers.
+
+    Args:
+        config: Number of processes and their memory.
+        targets: The rules that will be called, as ``package.module:function``; their modules are imported when a worker
+            starts, so that no call pays for it.
+    """
+
+    def __init__(self, config: RulesConfig, targets: tuple[str, ...] = ()) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(sorted({target.partition(":")[0] for target in targets}))
+        self._pool = ProcessPool(
+            max_workers=config.processes,
+            max_tasks=CALLS_PER_PROCESS,
+            initializer=_start_worker,
+            initargs=(int(config.memory_gb * 2**30), targets),
+            context=context,
+        )
+
+    def __enter__(self) -> RuleRunner:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Kills all workers; calls under way are cancelled."""
+        self._pool.stop()
+        self._pool.join()
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """Runs one rule on one sample.
+
+        Raises:
+            ToolTimeout: The rule was at work for `spec.timeout_s` seconds; its process was killed.
+            ToolUnavailable: The rule says that what it needs is missing.
+            ToolError: The rule raised, used too much memory, or answered something that is no verdict.
+            ConnectionError: The worker process died under the call (killed, segmentation fault); worth one more try.
+        """
+        call = self._pool.schedule(_call, args=(spec.target, sample), timeout=spec.timeout_s)
+        try:
+            return cast(Verdict, await asyncio.wrap_future(call))
+        except TimeoutError:
+            raise ToolTimeout(f"{spec.name}: still at work after {spec.timeout_s:g} s") from None
+        except ProcessExpired as error:
+            raise ConnectionError(f"{spec.name}: its process died with exit code {error.exitcode}") from None
+        except ToolError:
+            raise
+        except MemoryError:
+            raise ToolError(f"{spec.name}: needed too much memory (rlar.rules.memory_gb)") from None
+        except Exception as error:  # the boundary to rules: whatever they raise is a broken tool, not a score
+            raise ToolError(f"{spec.name}: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+@cache
+def load(target: str) -> Rule:
+    """Imports a rule by ``package.module:function``."""
+    module, _, name = target.partition(":")
+    return cast(Rule, getattr(importlib.import_module(module), name))
+
+
+def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    for target in targets:
+        load(target)
+
+
+def _call(target: str, sample: Sample) -> Verdict:
+    verdict = load(target)(sample)
+    if not isinstance(verdict, Verdict):
+        raise TypeError(f"answered {type(verdict).__name__} instead of a Verdict")
+    return verdict
