@@ -131,7 +131,6 @@ class RlarRewardManager(RewardManagerBase):
 def extra_info(route: Route, score: Score, seconds: float) -> dict[str, Any]:
     """What goes into verl's dumps and validation metrics: numbers and texts, always the same keys."""
     return {
-        "rlar_value": -1.0 if score.value is None else score.value,
         "rlar_scored": float(score.value is not None),
         "rlar_failed": float(score.outcome is Outcome.FAILED),
         "rlar_hacked": float(score.outcome is Outcome.HACKED),

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scorer and the rule runner together, on rules that behave in all ways that a rule can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import planted
+import pytest
+from conftest import make_query, make_sample
+
+from verl_rlar.config import RulesConfig, ScoringConfig
+from verl_rlar.scoring import Scorer
+from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.types import Kind, Outcome, Route, RoutePart, Sample, Score
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[RuleRunner]:
+    with RuleRunner(RulesConfig(processes=2, memory_gb=4), tuple(tool.target for tool in planted.SNAPSHOT.tools)) as made:
+        yield made
+
+
+def route_of(*names: str, weights: tuple[float, ...] = (1.0,)) -> Route:
+    """A route of gates and scorers; the weights are those of the scorers, in their order."""
+    left = list(weights)
+    parts = []
+    for name in names:
+        spec = planted.SNAPSHOT.tool(name)
+        parts.append(RoutePart(tool=name, digest=spec.digest, gate=spec.gate, weight=0.0 if spec.gate else left.pop(0)))
+    return Route(parts=tuple(parts), reason="test", kind=Kind.SHORT_TEXT, covered=True, snapshot=planted.SNAPSHOT.version)
+
+
+async def score(runner: RuleRunner, route: Route, sample: Sample | None = None, **config: float) -> Score:
+    scorer = Scorer(ScoringConfig(**config), runner)
+    return await scorer.score(sample or make_sample(), route, planted.SNAPSHOT)
+
+
+async def test_a_right_and_a_wrong_answer_score_1_and_0(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("same"))).value == 1.0
+    wrong = await score(runner, route_of("same"), make_sample("41"))
+    assert (wrong.value, wrong.outcome, wrong.reason) == (0.0, Outcome.SCORED, "compared")
+
+
+async def test_raw_scores_are_mapped_to_0_1_by_the_range_of_the_tool(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("half"))).value == 0.5
+    assert (await score(runner, route_of("error_rate"))).value == 0.75, "lower is better where high < low"
+
+
+async def test_parts_are_added_by_weight(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("same", "half", weights=(0.25, 0.75)))).value == pytest.approx(0.25 + 0.375)
+
+
+async def test_a_gate_decides_whether_but_not_how_much(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("open_gate", "half"))).value == 0.5
+    shut = await score(runner, route_of("shut_gate", "same"))
+    assert (shut.value, shut.outcome) == (0.0, Outcome.SCORED)
+    assert "no think block" in shut.reason
+
+
+async def test_a_caught_cheat_scores_0_and_is_flagged(runner: RuleRunner) -> None:
+    cheat = await score(runner, route_of("same", "cheat_catcher", weights=(0.5, 0.5)))
+    assert (cheat.value, cheat.outcome) == (0.0, Outcome.HACKED)
+
+
+@pytest.mark.parametrize(
+    ("tool", "outcome", "reason"),
+    [
+        ("abstaining", Outcome.ABSTAINED, "no number"),
+        ("crashing", Outcome.FAILED, "ZeroDivisionError"),
+        ("dying", Outcome.FAILED, "died"),
+        ("hungry", Outcome.FAILED, "memory"),
+        ("not_a_number", Outcome.FAILED, "nan"),
+        ("too_high", Outcome.FAILED, "outside its range"),
+        ("wordy", Outcome.FAILED, "instead of a Verdict"),
+        ("homeless", Outcome.FAILED, "no box"),
+        ("endless", Outcome.FAILED, "still at work"),
+    ],
+)
+async def test_what_is_no_score_is_unscored_and_never_0(
+    runner: RuleRunner, tool: str, outcome: Outcome, reason: str
+) -> None:
+    result = await score(runner, route_of(tool))
+    assert (result.value, result.outcome) == (None, outcome)
+    assert reason in result.reason
+
+
+async def test_a_missing_part_makes_the_whole_score_unscored(runner: RuleRunner) -> None:
+    result = await score(runner, route_of("same", "crashing", weights=(0.9, 0.1)))
+    assert (result.value, result.outcome) == (None, Outcome.FAILED)
+    assert [part.outcome for part in result.parts] == [Outcome.SCORED, Outcome.FAILED]
+
+
+async def test_the_deadline_of_the_scorer_holds_for_a_tool_that_allows_itself_more(runner: RuleRunner) -> None:
+    start = time.monotonic()
+    result = await score(runner, route_of("sleeper"), timeout_s=0.5)
+    assert result.outcome is Outcome.FAILED
+    assert "rlar.scoring.timeout_s" in result.reason
+    assert time.monotonic() - start < 30, "the sleeper sleeps for 60 s"
+
+
+async def test_hung_calls_do_not_keep_their_workers_from_the_next_sample(runner: RuleRunner) -> None:
+    hung = [score(runner, route_of("endless")) for _ in range(4)]
+    results = await asyncio.gather(*hung, score(runner, route_of("same")))
+    assert [r.outcome for r in results] == [Outcome.FAILED] * 4 + [Outcome.SCORED]
+    assert (await score(runner, route_of("same"))).value == 1.0
+
+
+async def test_a_call_whose_process_dies_is_tried_once_more(runner: RuleRunner, tmp_path: Path) -> None:
+    sample = make_sample(query=make_query(mark=str(tmp_path / "mark")))
+    assert (await score(runner, route_of("dying_once"), sample)).value == 1.0
+    (tmp_path / "mark").unlink()
+    assert (await score(runner, route_of("dying_once"), sample, retries=0)).outcome is Outcome.FAILED
+
+
+async def test_a_route_without_tools_is_unscored_with_the_routers_reason(runner: RuleRunner) -> None:
+    route = Route(parts=(), reason="uncovered: open", kind=Kind.OPEN, covered=False, snapshot=planted.SNAPSHOT.version)
+    result = await score(runner, route)
+    assert (result.value, result.outcome, result.reason) == (None, Outcome.ABSTAINED, "uncovered: open")
