@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The service as plain Python: what all reward workers of a run agree on."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from conftest import make_query, make_sample
+from test_ledger import make_row
+
+from verl_rlar.config import RlarConfig, ScoringConfig
+from verl_rlar.errors import ConfigError, LedgerError, TooManyUnscored
+from verl_rlar.ledger import FILE_NAME, Ledger, read
+from verl_rlar.router import RouteCache
+from verl_rlar.service import Service
+from verl_rlar.types import Kind, Query, Route, Snapshot
+
+
+def make_service(run_dir: Path, *, token: str = "run", **scoring: float) -> Service:
+    return Service(RlarConfig(run_dir=str(run_dir), scoring=ScoringConfig(**scoring)), token)
+
+
+async def test_an_unscored_response_gets_the_mean_of_its_scored_siblings(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    await service.record([make_row(uid="g", session=0, value=0.2), make_row(uid="g", session=1, value=0.6)])
+    assert await service.sibling_mean("g", 2, 3, timeout_s=5) == pytest.approx(0.4)
+
+
+async def test_it_waits_for_the_siblings_that_are_still_being_generated(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    waiting = asyncio.create_task(service.sibling_mean("g", 0, 3, timeout_s=30))
+    for session, value in ((1, 0.0), (2, 1.0)):
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await service.record([make_row(uid="g", session=session, value=value)])
+    assert await waiting == 0.5
+
+
+async def test_all_unscored_responses_of_a_group_get_the_same_mean(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    waiting = [asyncio.create_task(service.sibling_mean("g", session, 4, timeout_s=30)) for session in (0, 2)]
+    await service.record([make_row(uid="g", session=1, value=0.25), make_row(uid="g", session=3, value=0.75)])
+    assert await asyncio.gather(*waiting) == [0.5, 0.5]
+
+
+async def test_a_group_with_no_scored_response_has_no_mean(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    assert await asyncio.gather(*(service.sibling_mean("g", s, 3, timeout_s=30) for s in range(3))) == [None] * 3
+
+
+async def test_a_sibling_that_never_comes_costs_the_deadline_and_no_more(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    await service.record([make_row(uid="g", session=0, value=1.0)])
+    assert await service.sibling_mean("g", 1, 3, timeout_s=0.05) is None
+
+
+async def test_a_service_that_comes_back_knows_the_groups_and_routes_of_before(tmp_path: Path) -> None:
+    first = make_service(tmp_path)
+    route = await first.route(make_query(), await first.at(1))
+    await first.record([make_row(uid="g", session=0, value=0.3)])
+    second = make_service(tmp_path)
+    assert await second.route(make_query(), await second.at(1)) == route
+    assert await second.sibling_mean("g", 1, 2, timeout_s=5) == pytest.approx(0.3)
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM attempts").fetchone()[0] == 1
+
+
+class SlowRouter:
+    """Counts its decisions and takes a moment for each; the first one fails if told so."""
+
+    def __init__(self, *, fails_first: bool = False) -> None:
+        self.decisions = 0
+        self.fails_first = fails_first
+
+    async def route(self, query: Query, snapshot: Snapshot) -> Route:
+        self.decisions += 1
+        decision = self.decisions
+        await asyncio.sleep(0.01)
+        if self.fails_first and decision == 1:
+            raise LedgerError("disk full")
+        return Route(parts=(), reason=f"decision {decision}", kind=Kind.OPEN, covered=False, snapshot=snapshot.version)
+
+
+async def test_a_route_is_decided_once_for_all_who_ask_at_the_same_time() -> None:
+    router = SlowRouter()
+    cache = RouteCache(router)
+    routes = await asyncio.gather(*(cache.route(make_query(), Snapshot(tools=())) for _ in range(50)))
+    assert {route.reason for route in routes} == {"decision 1"}
+    assert router.decisions == 1
+
+
+async def test_a_decision_that_failed_is_made_again_for_the_next_who_asks() -> None:
+    cache = RouteCache(SlowRouter(fails_first=True))
+    with pytest.raises(LedgerError):
+        await cache.route(make_query(), Snapshot(tools=()))
+    assert (await cache.route(make_query(), Snapshot(tools=()))).reason == "decision 2"
+
+
+async def test_who_stops_waiting_for_a_decision_does_not_spoil_it_for_the_others() -> None:
+    cache = RouteCache(SlowRouter())
+    impatient = asyncio.create_task(cache.route(make_query(), Snapshot(tools=())))
+    patient = asyncio.create_task(cache.route(make_query(), Snapshot(tools=())))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert (await patient).reason == "decision 1"
+
+
+async def test_the_route_of_a_query_is_the_same_whatever_the_data_set_is_called(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    snapshot = await service.at(1)
+    one = make_query("Translate to German: I am here.", "Ich bin hier.")
+    other = Query(messages=one.messages, reference=one.reference, data_source="openai/gsm8k", extra=one.extra)
+    assert await service.route(one, snapshot) == await service.route(other, snapshot)
+    assert one.key == other.key
+
+
+async def test_too_many_unscored_responses_stop_the_run_with_the_tools_and_reasons_named(tmp_path: Path) -> None:
+    service = make_service(tmp_path, max_unscored=0.5, unscored_window=8)
+    await service.record([make_row(uid=str(n), value=None) for n in range(7)])
+    await service.begin_step(2)
+    await service.record([make_row(uid="last", value=None)])
+    with pytest.raises(TooManyUnscored, match="8 of the last 8 responses.*8x exact_match"):
+        await service.begin_step(3)
+    await service.record([make_row(uid=str(n), value=1.0) for n in range(4)])
+    await service.begin_step(4)
+
+
+async def test_unscored_responses_in_validation_do_not_stop_the_run(tmp_path: Path) -> None:
+    service = make_service(tmp_path, max_unscored=0.5, unscored_window=4)
+    await service.record([make_row(uid=str(n), value=None, split="val") for n in range(9)])
+    await service.begin_step(2)
+
+
+def test_a_setting_that_names_an_unknown_tool_is_refused_at_start(tmp_path: Path) -> None:
+    config = RlarConfig.model_validate({"run_dir": str(tmp_path), "routing": {"prefer": {"short_text": "exact_mach"}}})
+    with pytest.raises(ConfigError, match=r"rlar\.routing\.prefer\.short_text.*'exact_mach'.*exact_match"):
+        Service(config, "run")
+
+
+async def test_rows_that_cannot_be_written_are_refused_and_can_be_sent_again(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    blocker = Ledger(tmp_path / FILE_NAME, token="run")
+    blocker._db.execute("PRAGMA busy_timeout=0")
+    service._ledger._db.execute("PRAGMA busy_timeout=0")
+    blocker._db.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(LedgerError, match="locked"):
+        await service.record([make_row(uid="a")])
+    blocker._db.execute("ROLLBACK")
+    await service.record([make_row(uid="a")])
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM scores").fetchone()[0] == 1
+
+
+def test_a_sample_crosses_processes_unchanged() -> None:
+    import pickle
+
+    sample = make_sample(uid="g")
+    assert pickle.loads(pickle.dumps(sample)) == sample
