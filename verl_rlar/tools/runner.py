@@ -25,16 +25,19 @@ from typing import cast
 from pebble import ProcessExpired, ProcessPool
 
 from verl_rlar.config import RulesConfig
-from verl_rlar.errors import ToolError, ToolTimeout
+from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.tools.rule import Rule
 from verl_rlar.types import Sample, ToolSpec, Verdict
+
+START_TIMEOUT_S = 180.0
+"""How long the start of the first worker may take, imports included, in seconds of wall time."""
 
 CALLS_PER_PROCESS = 10_000
 """A worker is replaced after this many calls, so that what libraries cache cannot grow for days."""
 
 
 class RuleRunner:
-    """A pool of worker processes for rules.
+    """A pool of worker processes for rules. Made when its workers are ready: that takes seconds, once.
 
     Use as ``with RuleRunner(config, targets) as runner``; leaving kills all workers.
 
@@ -42,11 +45,15 @@ class RuleRunner:
         config: Number of processes and their memory.
         targets: The rules that will be called, as ``package.module:function``; their modules are imported when a worker
             starts, so that no call pays for it.
+
+    Raises:
+        ToolUnavailable: The processes did not start.
     """
 
     def __init__(self, config: RulesConfig, targets: tuple[str, ...] = ()) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(sorted({target.partition(":")[0] for target in targets}))
+        # imported once, in the server that workers are forked from, so that a new worker is there in milliseconds
+        context.set_forkserver_preload(["__main__", *sorted({target.partition(":")[0] for target in targets})])
         self._pool = ProcessPool(
             max_workers=config.processes,
             max_tasks=CALLS_PER_PROCESS,
@@ -54,6 +61,14 @@ class RuleRunner:
             initargs=(int(config.memory_gb * 2**30), targets),
             context=context,
         )
+        try:
+            self._pool.schedule(_start_worker, args=(0, targets)).result(START_TIMEOUT_S)
+        except Exception as error:
+            self.close()
+            raise ToolUnavailable(
+                f"the processes for rules did not start within {START_TIMEOUT_S:g} s: {error!r}; is "
+                f"rlar.rules.memory_gb={config.memory_gb:g} too little?"
+            ) from error
 
     def __enter__(self) -> RuleRunner:
         return self
@@ -98,7 +113,9 @@ def load(target: str) -> Rule:
 
 
 def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    """Limits this process's memory (0: as it is), and imports the rules."""
+    if memory_bytes:
+        resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for target in targets:
         load(target)

@@ -47,6 +47,7 @@ def answer_of(response: str) -> str:
     name="think_format",
     kinds=frozenset(Kind),
     needs_reference=False,
+    gate=True,
     description="""Gate: 1 if the response is exactly one non-empty <think>...</think> block followed by a non-empty
     answer, else 0. The opening tag may be missing where the chat template has already written it: extra["prefilled"]
     = true or false says so; without that key both forms pass.""",
@@ -85,6 +86,7 @@ def think_format(sample: Sample) -> Verdict:
     name="length_limits",
     kinds=frozenset(Kind),
     needs_reference=False,
+    gate=True,
     description="""Gate: 1 if the answer (thinking not counted) keeps all of the limits min_words, max_words, min_chars
     and max_chars that the row's extra columns set, else 0. A word is what stands between white space and has a letter
     or digit. Abstains where the row sets no limit.""",

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A real run: stock `verl.trainer.main_ppo`, a tiny policy with tied embeddings, mixed tasks, three steps of GRPO."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_rlar.ledger import read
+
+pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+DATA = Path(__file__).parent.parent / "recipes" / "data"
+STEPS, PROMPTS, RESPONSES, VAL_ROWS = 3, 4, 4, 5
+
+
+def rows() -> list[dict[str, Any]]:
+    """Two tasks and a row that no tool fits, in verl's columns."""
+    with gzip.open(DATA / "gsm8k_test.jsonl.gz", "rt") as file:
+        math = [json.loads(next(file)) for _ in range(2 * PROMPTS)]
+    made = [
+        {
+            "data_source": "gsm8k",
+            "prompt": [{"role": "user", "content": row["question"][:120]}],
+            "reward_model": {"style": "rule", "ground_truth": row["answer"]},
+            "extra_info": {"index": index, "instruction_id_list": [], "kwargs": ""},
+        }
+        for index, row in enumerate(math)
+    ]
+    made += [
+        {
+            "data_source": "ifeval",
+            "prompt": [{"role": "user", "content": f"Write about number {index} without commas."}],
+            "reward_model": {"style": "rule", "ground_truth": ""},
+            "extra_info": {"index": index, "instruction_id_list": ["punctuation:no_comma"], "kwargs": "[{}]"},
+        }
+        for index in range(2 * PROMPTS)
+    ]
+    made.append(
+        {
+            "data_source": "chat",
+            "prompt": [{"role": "user", "content": "How are you?"}],
+            "reward_model": {"style": "none", "ground_truth": ""},
+            "extra_info": {"index": 0, "instruction_id_list": [], "kwargs": ""},
+        }
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from verl_rlar.cpu.models import build_tiny
+
+    folder = tmp_path_factory.mktemp("run")
+    build_tiny(folder / "model")
+    made = rows()
+    pq.write_table(pa.Table.from_pylist(made[::2]), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(made[-VAL_ROWS:]), folder / "val.parquet")
+    run(folder, f"trainer.total_training_steps={STEPS}")
+    return folder
+
+
+def command(folder: Path, *overrides: str) -> list[str]:
+    return [
+        *(sys.executable, "-m", "verl.trainer.main_ppo", "+rlar=default", "+rlar_device=cpu"),
+        "algorithm.adv_estimator=grpo",
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/val.parquet",
+        f"data.train_batch_size={PROMPTS}",
+        "data.max_prompt_length=192",
+        "data.max_response_length=16",
+        "data.filter_overlong_prompts=True",
+        f"actor_rollout_ref.model.path={folder}/model",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={PROMPTS}",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+        f"actor_rollout_ref.rollout.n={RESPONSES}",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.rollout.max_model_len=256",
+        "reward.num_workers=2",
+        "trainer.logger=[console]",
+        "trainer.val_before_train=True",
+        f"trainer.test_freq={STEPS}",
+        f"trainer.save_freq={STEPS}",
+        f"trainer.default_local_dir={folder}/checkpoints",
+        f"hydra.run.dir={folder}/hydra",
+        *overrides,
+    ]
+
+
+def run(folder: Path, *overrides: str) -> str:
+    """Trains; returns what was printed, which also stands in ``train.log``."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command(folder, *overrides), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    (folder / "train.log").write_text(done.stdout)
+    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-60:])
+    return done.stdout
+
+
+def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
+    with read(folder / "checkpoints" / "rlar") as db:
+        return [tuple(row) for row in db.execute(sql)]
+
+
+def test_the_ledger_has_exactly_one_row_per_response(folder: Path) -> None:
+    by_step = query(folder, "SELECT step, COUNT(*) FROM scores WHERE split = 'train' GROUP BY step ORDER BY step")
+    assert by_step == [(step, PROMPTS * RESPONSES) for step in range(1, STEPS + 1)]
+    validated = query(folder, "SELECT step, COUNT(*) FROM scores WHERE split = 'val' GROUP BY step ORDER BY step")
+    assert validated == [(0, VAL_ROWS), (STEPS, VAL_ROWS)]
+
+
+def test_every_group_is_whole_and_has_one_route_and_one_ruler(folder: Path) -> None:
+    groups = query(
+        folder,
+        "SELECT COUNT(*), COUNT(DISTINCT session), COUNT(DISTINCT query), COUNT(DISTINCT snapshot || route) "
+        "FROM scores WHERE split = 'train' GROUP BY uid",
+    )
+    assert groups == [(RESPONSES, RESPONSES, 1, 1)] * (STEPS * PROMPTS)
+
+
+def test_every_response_is_scored_by_the_tool_that_fits_its_query(folder: Path) -> None:
+    tools = query(folder, "SELECT DISTINCT data_source, route, outcome FROM scores ORDER BY data_source")
+    assert tools == [
+        ("chat", "-", "abstained"),
+        ("gsm8k", "final_answer", "scored"),
+        ("ifeval", "instruction_constraints", "scored"),
+    ]
+
+
+def test_verl_got_the_value_for_scored_and_a_flagged_neutral_number_for_unscored_responses(folder: Path) -> None:
+    assert query(folder, "SELECT COUNT(*) FROM scores WHERE value IS NOT NULL AND (sent_as != 'value' OR sent != value)") == [(0,)]
+    unscored = query(folder, "SELECT DISTINCT sent, sent_as FROM scores WHERE value IS NULL")
+    assert unscored == [(0.5, "neutral")]
+
+
+def test_the_rollout_follows_the_weights(folder: Path) -> None:
+    log = (folder / "train.log").read_text()
+    pearson = [float(value) for value in re.findall(r"training/rollout_actor_probs_pearson_corr:(?:np\.float\d+\()?([-\d.e]+)", log)]
+    assert len(pearson) == STEPS
+    assert min(pearson) > 0.99
+
+
+def test_the_weights_changed(folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    before = AutoModelForCausalLM.from_pretrained(folder / "model").state_dict()
+    shards = sorted((folder / "checkpoints" / f"global_step_{STEPS}" / "actor").glob("model_world_size_1_rank_0.pt"))
+    after = torch.load(shards[0], weights_only=False)
+    changed = [
+        name
+        for name, tensor in after.items()
+        if name in before and not torch.equal(getattr(tensor, "_local_tensor", tensor).float(), before[name].float())
+    ]
+    assert changed
+
+
+def test_no_process_of_the_run_is_left(folder: Path) -> None:
+    left = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(folder).encode() in entry.read_bytes():
+                left.append(entry.parent.name)
+        except OSError:
+            continue
+    assert left == []
