@@ -1,0 +1,465 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a data set: which tool would score which rows, and whether those rewards can tell right from wrong.
+
+`make_plan` reads the rows once and answers four questions before any GPU is rented:
+
+- **Coverage.** How many rows does each tool score, for each kind of query? Which rows does none score?
+- **Conflicts.** Do labels contradict each other, or do rows hold a check that nobody will run? See `Conflict`.
+- **Dry score.** For each route (tools x data source), do gold answers win against garbage? A gold answer is made from
+  the reference; garbage is an empty answer, "I don't know.", the gold answer to another row, the prompt itself, and
+  random words. A route where gold does not win on at least `WIN_SHARE` of the sampled rows is an error (`Plan.errors`).
+- **Faults.** Rows that cannot be read, with their numbers.
+
+Guarantees: deterministic, and a function of the rows' order and content: the name of a data source only groups rows.
+Memory grows by some 200 bytes per row (to find equal prompts), beside the sampled rows.
+
+Not covered: the dry score runs the tools of a route without its gates, as gold answers are bare. Tests, constraints and
+schemas tell what a good answer is without giving one: there is "no gold available", and such a route is never an error.
+A gold answer in the form of a response of *your* model is not tried.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from verl_rlar.dispatcher import Dispatcher
+from verl_rlar.errors import DataError
+from verl_rlar.features import describe
+from verl_rlar.rows import query_of
+from verl_rlar.streams import in_background, in_order
+from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, content_hash
+
+WIN_SHARE = 0.9
+"""Share of the sampled rows of a route on which gold must score more than every garbage answer."""
+EXAMPLES = 3
+"""Most examples of anything."""
+EXCERPT = 160
+"""Most characters of a prompt or reference in an example."""
+
+SUBJECTS: Mapping[Kind, str] = {
+    Kind.UNIT_TESTS: "its tests",
+    Kind.CONSTRAINTS: "its constraints",
+    Kind.JSON_SCHEMA: "its schema",
+    Kind.CHOICE: "its reference",
+    Kind.TRANSLATION: "its reference",
+    Kind.MATH: "its reference",
+    Kind.SHORT_TEXT: "its reference",
+}
+"""What of a row each kind of check compares with. Kinds of one subject are readings of the same label, no conflict."""
+
+WORDS = tuple(
+    "table window river orange quickly seven under bright paper stone walk green often music corner letter simple "
+    "garden market silver because bottle yellow mountain slowly between winter candle remember ticket".split()
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """A row that shows what is meant."""
+
+    line: int
+    """Number of the row, from 1."""
+    prompt: str
+    """Beginning of the prompt. Foreign text."""
+    note: str = ""
+    """What about it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRun:
+    """How gold and garbage answers scored on the sampled rows of a route."""
+
+    rows: int
+    """Number of sampled rows."""
+    gold: float | None = None
+    """Mean value of the gold answers that were scored; None if none was."""
+    garbage: Mapping[str, float | None] = field(default_factory=dict)
+    """Mean value for each sort of garbage; None if none was scored."""
+    wins: int | None = None
+    """Rows where gold scored more than every garbage answer; None if there is no gold."""
+    losers: tuple[Example, ...] = ()
+    """Rows where it did not, and why."""
+    unusable: int = 0
+    """Rows where the tool abstained on gold: it cannot use the reference."""
+    note: str = ""
+    """Why there is no gold, or what went wrong."""
+
+    @property
+    def verdict(self) -> str:
+        """``ok``, ``lost`` (an error), ``no_gold`` or ``not_run``."""
+        if not self.rows:
+            return "not_run"
+        if self.wins is None:
+            return "no_gold"
+        return "ok" if self.wins >= WIN_SHARE * self.rows else "lost"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouteGroup:
+    """All rows of one data source that go to the same tools."""
+
+    tool: str
+    """`Route.name`; ``-`` for rows that no tool scores."""
+    data_source: str
+    rows: int
+    kinds: Mapping[str, int]
+    """Rows of each kind of query."""
+    dry: DryRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uncovered:
+    """Rows that no tool fits, for one reason."""
+
+    kind: str
+    reason: str
+    rows: int
+    examples: tuple[Example, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Labels that contradict each other or their use.
+
+    The sorts: ``different_references`` (equal prompts, different references), ``unscored_check`` (a row makes several
+    kinds of check possible, and only one is scored), ``mixed_source`` (one data source, several kinds of query),
+    ``unusable_reference`` (the chosen tool abstains on the gold answer), ``gold_loses`` (a row's gold answer does not
+    score more than garbage, in a route where gold wins on the whole).
+    """
+
+    sort: str
+    what: str
+    """In words."""
+    rows: int
+    examples: tuple[Example, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """See the module."""
+
+    rows: int
+    """Rows that could be read."""
+    bad: tuple[tuple[int, str], ...]
+    """Number and fault of each row that could not."""
+    verifiable: int
+    """Rows that say what a right answer is: tests, constraints, a schema, or a reference of a checkable kind."""
+    verified: int
+    """... and go to a tool for that kind of check."""
+    unread_references: int
+    """Rows with a reference of no checkable kind (prose)."""
+    tools: Mapping[str, int]
+    """Rows of each tool."""
+    kinds: Mapping[str, int]
+    """Rows of each kind of query."""
+    routes: tuple[RouteGroup, ...]
+    """In the order of their first rows."""
+    uncovered: tuple[Uncovered, ...]
+    conflicts: tuple[Conflict, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the verifiable rows that are verified; 1 if there are none."""
+        return self.verified / self.verifiable if self.verifiable else 1.0
+
+    @property
+    def errors(self) -> tuple[RouteGroup, ...]:
+        """The routes where gold does not win."""
+        return tuple(group for group in self.routes if group.dry.verdict == "lost")
+
+
+async def make_plan(
+    rows: Iterable[tuple[int, Mapping[str, Any] | DataError]],
+    dispatcher: Dispatcher,
+    *,
+    sample: int = 64,
+    on_progress: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
+) -> Plan:
+    """Plans a data set.
+
+    Args:
+        rows: Numbered rows, as `verl_rlar.row_files.read_rows` gives them.
+        dispatcher: What routes and scores.
+        sample: Most rows per route that are dry-scored; 0: none.
+        on_progress: Called with the name of the stage, how much is done, and of how much (None: not known).
+
+    Raises:
+        DataError: The rows cannot be read at all.
+    """
+    survey = _Survey(sample)
+    async for number, row in in_background(rows):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            query = query_of(row)
+        except DataError as error:
+            survey.bad.append((number, str(error)))
+        else:
+            survey.add(number, query, await dispatcher.route(query))
+        on_progress("routing", survey.rows + len(survey.bad), None)
+    jobs = [job for group in survey.groups.values() for job in group.jobs()]
+
+    async def run(job: _Job) -> tuple[_Job, Score]:
+        return job, await dispatcher.score(Sample(query=job.row.query, response=job.response), _ungated(job.row.route))
+
+    done = 0
+    async for job, score in in_order(run, in_background(jobs), at_once=dispatcher.at_once):
+        job.row.scores[job.answer] = score
+        done += 1
+        on_progress("dry scoring", done, len(jobs))
+    return survey.plan()
+
+
+# --- Gathering --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Row:
+    """A sampled row."""
+
+    number: int
+    query: Query
+    route: Route
+    scores: dict[str, Score] = field(default_factory=dict)
+
+    def example(self, note: str = "") -> Example:
+        return _example(self.number, self.query, note)
+
+
+@dataclass
+class _Job:
+    row: _Row
+    answer: str
+    response: str
+
+
+class _Group:
+    """The rows of a route, and a fair sample of them."""
+
+    def __init__(self, sample: int) -> None:
+        self.rows = 0
+        self.kinds: Counter[str] = Counter()
+        self.sample: list[_Row] = []
+        self._size = sample
+        self._random = random.Random(0)
+
+    def add(self, row: _Row) -> None:
+        self.rows += 1
+        self.kinds[row.route.kind.value] += 1
+        if len(self.sample) < self._size:
+            self.sample.append(row)
+        elif (place := self._random.randrange(self.rows)) < self._size:
+            self.sample[place] = row
+
+    def jobs(self) -> Iterable[_Job]:
+        """Every answer to be scored, for every sampled row; nothing where no tool scores."""
+        self.sample.sort(key=lambda row: row.number)
+        rows = [row for row in self.sample if row.route.covered]
+        golds = [gold_answer(row.query, row.route.kind) for row in rows]
+        for place, (row, gold) in enumerate(zip(rows, golds, strict=True)):
+            if gold is not None:
+                yield _Job(row, "gold", gold)
+            yield from (_Job(row, sort, text) for sort, text in _garbage(row, place, golds))
+
+    def dry_run(self) -> DryRun:
+        rows = [row for row in self.sample if row.scores]
+        if not rows:
+            return DryRun(rows=0)
+        sorts = dict.fromkeys(sort for row in rows for sort in row.scores if sort != "gold")
+        garbage = {sort: _mean(row.scores[sort] for row in rows if sort in row.scores) for sort in sorts}
+        failure = next((s.reason for row in rows for s in row.scores.values() if s.outcome is Outcome.FAILED), "")
+        with_gold = [row for row in rows if "gold" in row.scores]
+        if not with_gold:
+            note = "no gold available" + (f"; {failure}" if failure else "")
+            return DryRun(rows=len(rows), garbage=garbage, note=note)
+        losses = [(row, why) for row in with_gold if (why := _why_gold_loses(row))]
+        return DryRun(
+            rows=len(with_gold),
+            gold=_mean(row.scores["gold"] for row in with_gold),
+            garbage=garbage,
+            wins=len(with_gold) - len(losses),
+            losers=tuple(row.example(why) for row, why in losses[:EXAMPLES]),
+            unusable=sum(row.scores["gold"].outcome is Outcome.ABSTAINED for row in with_gold),
+            note=failure,
+        )
+
+
+class _Tally:
+    """A count with examples."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.examples: list[Example] = []
+
+    def add(self, number: int, query: Query, note: str = "") -> None:
+        self.rows += 1
+        if len(self.examples) < EXAMPLES:
+            self.examples.append(_example(number, query, note))
+
+
+class _Survey:
+    """What is gathered while the rows go by."""
+
+    def __init__(self, sample: int) -> None:
+        self.rows = self.verifiable = self.verified = self.unread = 0
+        self.bad: list[tuple[int, str]] = []
+        self.groups: dict[tuple[str, str], _Group] = {}
+        self._sample = sample
+        self._tools: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
+        self._uncovered: dict[tuple[str, str], _Tally] = {}
+        self._unscored: dict[str, _Tally] = {}
+        self._contradictions = _Tally()
+        self._references: dict[bytes, tuple[bytes, int]] = {}
+        self._sources: dict[str, dict[str, _Tally]] = {}
+
+    def add(self, number: int, query: Query, route: Route) -> None:
+        features = describe(query)
+        self.rows += 1
+        self.verifiable += features.verifiable
+        self.verified += features.verifiable and route.covered
+        self.unread += query.reference is not None and not features.verifiable
+        self._tools[route.name] += 1
+        self._kinds[route.kind.value] += 1
+        key = (route.name, query.data_source)
+        self.groups.setdefault(key, _Group(self._sample)).add(_Row(number, query, route))
+        if not route.covered:
+            tally = self._uncovered.setdefault((route.kind.value, route.reason), _Tally())
+            tally.add(number, query, f"reference: {_excerpt(query.reference)}" if query.reference else "")
+        self._compare_labels(number, query)
+        scored = SUBJECTS.get(route.kind)
+        if left := [kind for kind, _ in features.kinds if SUBJECTS.get(kind) not in (None, scored)]:
+            names = ", ".join(f"{SUBJECTS[kind]} ({kind.value})" for kind in left)
+            what = f"rows are scored by {scored} ({route.kind.value}); a check by {names} is possible and not scored"
+            self._unscored.setdefault(what, _Tally()).add(number, query)
+        if query.data_source:
+            kinds = self._sources.setdefault(query.data_source, {})
+            kinds.setdefault(route.kind.value, _Tally()).add(number, query, route.reason)
+
+    def _compare_labels(self, number: int, query: Query) -> None:
+        if query.reference is None:
+            return
+        prompt = _digest([(message.role, message.content) for message in query.messages])
+        reference = _digest(query.reference)
+        first, at = self._references.setdefault(prompt, (reference, number))
+        if first != reference:
+            note = f"reference {_excerpt(query.reference)}, another one in row {at}"
+            self._contradictions.add(number, query, note)
+
+    def plan(self) -> Plan:
+        routes = tuple(
+            RouteGroup(tool=tool, data_source=source, rows=group.rows, kinds=dict(group.kinds), dry=group.dry_run())
+            for (tool, source), group in self.groups.items()
+        )
+        return Plan(
+            rows=self.rows,
+            bad=tuple(self.bad),
+            verifiable=self.verifiable,
+            verified=self.verified,
+            unread_references=self.unread,
+            tools=dict(self._tools.most_common()),
+            kinds=dict(self._kinds.most_common()),
+            routes=routes,
+            uncovered=tuple(
+                Uncovered(kind=kind, reason=reason, rows=tally.rows, examples=tuple(tally.examples))
+                for (kind, reason), tally in self._uncovered.items()
+            ),
+            conflicts=tuple(self._conflicts(routes)),
+        )
+
+    def _conflicts(self, routes: tuple[RouteGroup, ...]) -> Iterable[Conflict]:
+        def conflict(sort: str, what: str, tally: _Tally) -> Conflict:
+            return Conflict(sort=sort, what=what, rows=tally.rows, examples=tuple(tally.examples))
+
+        if self._contradictions.rows:
+            yield conflict("different_references", "equal prompts have different references", self._contradictions)
+        for what, tally in self._unscored.items():
+            yield conflict("unscored_check", what, tally)
+        for source, kinds in self._sources.items():
+            if len(kinds) > 1:
+                ordered = sorted(kinds.items(), key=lambda item: -item[1].rows)
+                shares = ", ".join(f"{tally.rows} {kind}" for kind, tally in ordered)
+                rest = [tally for _, tally in ordered[1:]]
+                examples = tuple(example for tally in rest for example in tally.examples)[:EXAMPLES]
+                what = f"data_source {source!r} holds queries of several kinds: {shares}"
+                minority = sum(tally.rows for tally in rest)
+                yield Conflict(sort="mixed_source", what=what, rows=minority, examples=examples)
+        for group in routes:
+            dry, where = group.dry, f"{group.tool} on data_source {group.data_source!r}"
+            if dry.unusable:
+                what = f"{where}: cannot use the reference of {dry.unusable} of {dry.rows} sampled rows"
+                yield Conflict(sort="unusable_reference", what=what, rows=dry.unusable, examples=dry.losers)
+            if dry.verdict == "ok" and (lost := dry.rows - (dry.wins or 0) - dry.unusable):
+                what = f"{where}: gold does not win on {lost} of {dry.rows} sampled rows"
+                yield Conflict(sort="gold_loses", what=what, rows=lost, examples=dry.losers)
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------------
+
+
+def gold_answer(query: Query, kind: Kind) -> str | None:
+    """A right answer to a query, made from its reference; None where the row does not hold one."""
+    if query.reference is None or SUBJECTS.get(kind) != SUBJECTS[Kind.MATH]:
+        return None
+    letter = re.fullmatch(r"\(?([A-Za-z])\)?\.?", query.reference.strip()) if kind is Kind.CHOICE else None
+    return f"The answer is ({letter[1].upper()})." if letter else query.reference
+
+
+def _garbage(row: _Row, place: int, golds: list[str | None]) -> Iterable[tuple[str, str]]:
+    """Answers that must not win: sort and text. The one to another row differs from the row's own where any does."""
+    yield "empty", ""
+    yield "i_dont_know", "I don't know."
+    own = golds[place]
+    others = [gold for gold in golds[place + 1 :] + golds[:place] if gold is not None]
+    if own is not None and others:
+        yield "other_reference", next((gold for gold in others if _stated(gold) != _stated(own)), others[0])
+    yield "prompt", row.query.prompt
+    yield "random_words", " ".join(random.Random(row.number).choices(WORDS, k=12))
+
+
+def _stated(gold: str) -> str:
+    """What a worked solution states in the end, so that equal answers by different ways count as equal."""
+    final = re.split(r"####|\\boxed", gold)[-1]
+    return "".join(filter(str.isalnum, final.casefold()))
+
+
+def _why_gold_loses(row: _Row) -> str:
+    """Why gold does not score more than all garbage; empty if it does."""
+    gold = row.scores["gold"]
+    about = f"reference {_excerpt(row.query.reference)}: "
+    if gold.value is None:
+        return f"{about}gold is unscored ({gold.outcome.value}: {gold.reason})"
+    garbage = {sort: score.value for sort, score in row.scores.items() if sort != "gold" and score.value is not None}
+    best = max(garbage, key=lambda sort: garbage[sort], default=None)
+    if best is None or gold.value > garbage[best]:
+        return ""
+    return f"{about}gold scores {gold.value:.3g} ({gold.reason}), garbage ({best}) {garbage[best]:.3g}"
+
+
+def _ungated(route: Route) -> Route:
+    return replace(route, parts=tuple(part for part in route.parts if not part.gate))
+
+
+def _mean(scores: Iterable[Score]) -> float | None:
+    values = [score.value for score in scores if score.value is not None]
+    return sum(values) / len(values) if values else None
+
+
+def _digest(value: Any) -> bytes:
+    return bytes.fromhex(content_hash(value))[:16]
+
+
+def _excerpt(text: str | None) -> str:
+    """A text on one line, cut."""
+    line = " ".join((text or "")[: 4 * EXCERPT].split())
+    return repr(line if len(line) <= EXCERPT else line[: EXCERPT - 1] + "…")
+
+
+def _example(number: int, query: Query, note: str = "") -> Example:
+    prompt = " ".join(query.prompt[: 4 * EXCERPT].split())[:EXCERPT]
+    return Example(line=number, prompt=prompt, note=note)
