@@ -11,8 +11,9 @@ constraint by its id (a repeated id gets ``#2``, ...), ``all`` (1 if all are sat
 accuracy), ``loose`` and ``loose_all`` (the same share and conjunction under IFEval's loose reading: a constraint also
 counts when it holds without the first line, the last line, both, or the asterisks).
 
-The answer is the response without its thinking (`answer_of`). An answer with no letter or digit satisfies nothing, and
-one that says a single word only does not satisfy a constraint that merely forbids or limits something ("no commas").
+The answer is the response without its thinking (`answer_of`). A degenerate answer satisfies nothing, not even what
+forbids or limits only ("no commas"): one without any letter or digit, of a single character again and again, or of the
+same word at least three times and nothing else.
 
 Where IFEval's program and IFEval's sentence differ, the sentence counts; each such difference is listed, with real
 cases, by ``recipes/benchmarks/rules.py``:
@@ -80,7 +81,7 @@ class Constraint:
     misses=(
         "Content: nonsense that satisfies every constraint scores 1.",
         "Stuffing: keywords, bullets, placeholders or letters that are merely listed count.",
-        "A right answer of a single word fails constraints that only forbid or limit something.",
+        "Brevity: two words keep 'no commas', 'less than 50 words' and other constraints that only forbid or limit.",
         "Inflected keywords ('sneakers' for 'sneaker') do not count.",
         "Sentences of other languages than English, and in text without punctuation, are counted roughly.",
         "Answers under 20 letters in Latin script pass a language constraint on weak evidence.",
@@ -93,11 +94,11 @@ def instruction_constraints(sample: Sample) -> Verdict:
     try:
         constraints = constraints_of(sample.query.extra)
         answer = answer_of(sample.response).replace("\r\n", "\n")
-        strict = [satisfies(answer, constraint, constraints) for constraint in constraints]
+        strict = [satisfies(answer, constraint) for constraint in constraints]
         loose = list(strict)
         for variant in _loosened(answer) if not all(strict) and len(answer) <= LOOSE_SIZE else ():
             for i, constraint in enumerate(constraints):
-                loose[i] = loose[i] or satisfies(variant, constraint, constraints)
+                loose[i] = loose[i] or satisfies(variant, constraint)
     except UnusableConstraint as error:
         return Verdict(value=None, reason=str(error))
     details: dict[str, float] = {}
@@ -140,23 +141,13 @@ def constraints_of(extra: Mapping[str, Any]) -> tuple[Constraint, ...]:
     )
 
 
-def satisfies(answer: str, constraint: Constraint, among: tuple[Constraint, ...] = ()) -> bool:
-    """Whether an answer satisfies one constraint, strictly.
-
-    Args:
-        answer: The text, thinking removed.
-        constraint: What it must satisfy.
-        among: All constraints of the row: some of them ask for an answer so short that the guard against one-word
-            answers must not apply.
+def satisfies(answer: str, constraint: Constraint) -> bool:
+    """Whether an answer (thinking removed) satisfies one constraint, strictly.
 
     Raises:
         UnusableConstraint: An argument is missing or unreadable.
     """
-    if not _says_something(answer):
-        return False
-    if _only_forbids(constraint) and not any(_asks_for_brevity(c) for c in among) and _is_one_word(answer):
-        return False
-    return CHECKS[constraint.id](answer, _Arguments(constraint))
+    return not _is_degenerate(answer) and CHECKS[constraint.id](answer, _Arguments(constraint))
 
 
 class _Arguments:
@@ -223,18 +214,15 @@ def _says_something(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def _is_one_word(text: str) -> bool:
-    """Whether a text is one word, or the same word again and again; in scripts without spaces, one character."""
-    first = None
+def _is_degenerate(text: str) -> bool:
+    """Whether a text says nothing: no letter or digit, one character only, or one word at least three times only."""
+    first, number = "", 0
     for match in _WORD.finditer(text):
         word = match.group().lower()
-        if first is None:
-            first = word
-            if _spaceless(word[0]) and len(set(word)) > 1:
-                return False
-        elif word != first:
+        if first and word != first:
             return False
-    return True
+        first, number = word, number + 1
+    return number == 0 or number >= 3 or (len(set(first)) == 1 and not _spaceless(first[0]) and not first.isdigit())
 
 
 def _spaceless(char: str) -> bool:
@@ -576,24 +564,6 @@ CHECKS: dict[str, Check] = {
     "punctuation:no_comma": _no_comma,
 }
 """The check of each of IFEval's 25 kinds of constraint."""
-
-_FORBIDDING = frozenset({"keywords:forbidden_words", "punctuation:no_comma"})
-
-
-def _only_forbids(constraint: Constraint) -> bool:
-    """Whether saying nothing would satisfy a constraint."""
-    relation = constraint.arguments.get(_RELATIONS.get(constraint.id, "relation"), "")
-    return constraint.id in _FORBIDDING or (isinstance(relation, str) and relation.lower() in ("less than", "at most"))
-
-
-_RELATIONS = {"keywords:letter_frequency": "let_relation", "change_case:capital_word_frequency": "capital_relation"}
-
-
-def _asks_for_brevity(constraint: Constraint) -> bool:
-    """Whether a row asks for an answer of a few words, so that one word can be right."""
-    if constraint.id != "length_constraints:number_words" or not _only_forbids(constraint):
-        return False
-    return _Arguments(constraint).number("num_words") <= 10
 
 
 def _loosened(answer: str) -> Iterator[str]:

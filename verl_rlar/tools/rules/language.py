@@ -26,7 +26,10 @@ SHORT = 20
 READ = 20_000
 """Characters of a text that are read."""
 
-_CODES = {"iw": "he", "in": "id", "ji": "yi", "nb": "no", "nn": "no", "fil": "tl", "cmn": "zh", "yue": "zh", "bs": "hr"}
+_CODES = {
+    "iw": "he", "in": "id", "ji": "yi", "nb": "no", "nn": "no", "fil": "tl", "cmn": "zh", "yue": "zh", "bs": "hr",
+    "pcm": "en",
+}  # fmt: skip
 """Other codes of a language (and of languages that count as it) -> the code used here."""
 
 _SCRIPTS: dict[str, str] = {
@@ -74,6 +77,7 @@ _ALIKE = ({"da", "no"}, {"hr", "sr", "sl"}, {"id", "ms", "jv"}, {"cs", "sk"}, {"
 """Close relatives, told apart too unreliably to punish anyone."""
 
 
+@lru_cache(maxsize=1024)
 def code_of(language: str) -> str:
     """The primary subtag of a language code, lower case, synonyms merged: ``pt-BR`` -> ``pt``, ``iw`` -> ``he``."""
     primary = re.split("[-_]", language.strip().lower(), maxsplit=1)[0]
@@ -82,7 +86,7 @@ def code_of(language: str) -> str:
 
 def is_known(language: str) -> bool:
     """Whether texts can be told to be in this language at all."""
-    return code_of(language) in _ALONE or code_of(language) in {code_of(label) for label in _model().labels}
+    return code_of(language) in _ALONE or code_of(language) in _labels()
 
 
 def written_in(text: str, language: str) -> bool | None:
@@ -93,7 +97,8 @@ def written_in(text: str, language: str) -> bool | None:
         language: ISO 639-1 code, with or without a region.
 
     Returns:
-        True or False, or None where it cannot be told: no letters, too short, or a language that nobody here knows.
+        True or False, or None where it cannot be told: no letters, too short, no language stands out, or a language
+        that the model does not know.
     """
     language, text = code_of(language), text[:READ]
     letters = sum(map(str.isalpha, text))
@@ -117,12 +122,19 @@ def written_in(text: str, language: str) -> bool | None:
         return True
     if letters < SHORT:
         return True if likely[language] >= 0.3 * likely[best] else None
-    return likely[language] >= 0.2
+    if likely[language] >= min(0.2, 0.5 * likely[best]):
+        return True
+    return False if likely[best] >= 0.5 else None
 
 
 @cache
 def _pattern(script: str) -> re.Pattern[str]:
     return re.compile(f"[{_SCRIPTS[script]}]")
+
+
+@lru_cache(maxsize=1)
+def _labels() -> frozenset[str]:
+    return frozenset(map(code_of, _model().labels))
 
 
 @lru_cache(maxsize=1)

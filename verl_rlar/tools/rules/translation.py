@@ -29,6 +29,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 from verl_rlar.tools.rule import rule
@@ -167,6 +168,9 @@ def _is_copy(answer: str, reference: str, task: Task, prompt: str) -> bool:
     if said == source:
         return said != wanted
     if not source or not 0.7 <= len(answer) / len(task.source) <= 1.4 or len(source) < 10:
+        return False
+    pairs = set(pairwise(source))
+    if len(pairs & set(pairwise(said))) < 0.7 * len(pairs):
         return False
     near = closeness(answer, task.source)
     return near >= COPY and near > closeness(answer, reference)
