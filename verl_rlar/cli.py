@@ -200,7 +200,7 @@ async def _score(file: str, as_json: bool, config: RlarConfig) -> int:
     bad = 0
     tally: dict[str, Counter[str]] = {}
     values: list[float] = [0.0, 0.0]  # sum and count
-    async with Dispatcher(config) as dispatcher:
+    with Dispatcher(config) as dispatcher:
 
         async def score(item: tuple[int, Mapping[str, Any] | DataError]) -> Scored | BadLine:
             number, row = item
@@ -317,7 +317,7 @@ def _summarise(tally: Mapping[str, Counter[str]], bad: int, mean: float | None) 
 
 
 async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> int:
-    async with Dispatcher(config) as dispatcher:
+    with Dispatcher(config) as dispatcher:
         with _progress() as on_progress:
             plan = await make_plan(read_rows(file), dispatcher, sample=sample, on_progress=on_progress)
     for number, fault in plan.bad:
@@ -430,17 +430,20 @@ def _print_plan(plan: Plan) -> None:
         table.add_row(*(Text(visible(cell)) for cell in cells), verdict)
     console.print(table)
     if plan.uncovered:
-        say(f"\nUncovered: {sum(uncovered.rows for uncovered in plan.uncovered):,} rows that no tool fits", "bold")
+        say()
+        say(f"Uncovered: {sum(uncovered.rows for uncovered in plan.uncovered):,} rows that no tool fits", "bold")
     for uncovered in plan.uncovered:
         say(f"  {uncovered.rows:,} rows: {uncovered.reason}")
         show(uncovered.examples)
     if plan.conflicts:
-        say("\nConflicts", "bold")
+        say()
+        say("Conflicts", "bold")
     for conflict in plan.conflicts:
         say(f"  {conflict.rows:,} rows, {conflict.sort}: {conflict.what}")
         show(conflict.examples)
     if plan.errors:
-        say("\nErrors", "bold red")
+        say()
+        say("Errors", "bold red")
     for group, message in zip(plan.errors, _errors(plan), strict=True):
         say(f"  {message}", "red")
         show(group.dry.losers)

@@ -13,6 +13,7 @@ patterns are English; a reference that is a bare word and a mathematical symbol 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,18 +27,35 @@ TEST_COLUMNS = ("tests", "test", "test_list", "test_cases", "unit_tests", "input
 SHORT_REFERENCE_WORDS = 12
 """A reference of at most this many words can be compared as a short text; a longer one is prose."""
 
-_TRANSLATE = re.compile(r"\btranslat(?:e|ion|ing)\b", re.IGNORECASE)
-_OPTION = re.compile(r"^[ \t]*[(\[]?([A-J])[).:\]][ \t]*\S", re.MULTILINE)
-_LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
-_FINAL = re.compile(r"####[ \t]*\S|\\boxed\b")
-_NUMBER = re.compile(r"[-+]?[$€£]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?(?:/\d[\d,]*)?", re.IGNORECASE)
-_UNIT = re.compile(r"\s*(?:%|°|°?[CF]|\\?[$%]|[a-zA-Z]{1,12}(?:\^?[23]|/[a-zA-Z]{1,8})?)?\.?")
-_LATEX = re.compile(
-    r"\\(?:d?t?frac|sqrt|pi|text|mathrm|mathbf|left|right|begin|infty|cup|cap|circ|angle|theta|cdot|times|pm|sin|cos|tan|log|ln|sum|int"
-    r"|overline|binom|in|le|ge|leq|geq|neq|%|\$|\{|!)"
+SHORT_REFERENCE_CHARS = 150
+"""... and at most this many characters: some scripts do not separate words."""
+
+MATH_WORDS = 4
+"""A reference with LaTeX and more than this many words outside of it is prose."""
+
+PROMPT_HEAD = 400
+"""Characters of a prompt in which a request for a translation is looked for."""
+
+_TRANSLATE = re.compile(
+    r"(?i:\btranslat(?:e|ion|ing)\b)[^\n]{0,200}?\b(?i:into|to)\s+(?:\w+\s+)?[A-Z][a-z]+"
+    r"|\b(?i:give|provide|write|produce)\b[^\n]{0,60}\b[A-Z][a-z]+\s+translation\b"
 )
+_OPTION = re.compile(
+    r"^[ \t]*[(\[]?([A-J])[).:\]][ \t]*\S|(?<![\w(\[])[(\[]([A-J])[)\]]|(?<=[ \t])([A-J])[).:][ \t]", re.MULTILINE
+)
+_LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
+_FINAL = re.compile(r"####[ \t]*\S[^\n]*\s*\Z|\\boxed\b")
+_NUMBER = re.compile(r"[-+]?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:/\d[\d,]*)?", re.IGNORECASE)
+_UNIT = re.compile(
+    r"\s*(?:%|°|°?[CF]|\\?[$%]|(?:(?:square|cubic|sq\.?|cu\.?)\s)?[a-zA-Z]{1,12}(?:\^?[23]|\s?(?:/|\bper\b)\s?[a-zA-Z]{1,12})?)?\.?"
+)
+_LATEX = re.compile(r"\\(?:[a-zA-Z]{2,}|[%${!])")
+_DRIVE = re.compile(r"\b[A-Za-z]:\\")
+_MARKUP = re.compile(r"\\(?:text\w*|mbox|mathrm|mathbf|operatorname|begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 _FORMULA = re.compile(r"[\s\d().,\[\]{}+\-*/^=<>|!%$_a-zA-Z\\']+")
-_OPERATOR = re.compile(r"[\d)\]}a-zA-Z]\s*[+\-*/^=<>]\s*[\d(\[{a-zA-Z\\-]|^\s*[(\[{].*[\d,].*[)\]}]\s*$|\d[a-z]\b|_\{?\w")
+_OPERATOR = re.compile(
+    r"[\d)\]}a-zA-Z]\s*[+\-*/^=<>]\s*[\d(\[{a-zA-Z\\-]|^\s*[(\[{].*[\d,].*[)\]}]\s*$|\d[a-z]\b|_\{?\w"
+)
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _THINK = re.compile(r"<think>", re.IGNORECASE)
 
@@ -70,30 +88,37 @@ def describe(query: Query) -> Features:
 
 def _kinds(query: Query) -> Iterator[tuple[Kind, str]]:
     extra, reference = query.extra, (query.reference or "").strip()
-    column = next((name for name in TEST_COLUMNS if _filled(extra.get(name))), None)
+    column = next((name for name in TEST_COLUMNS if _filled(extra.get(name), sized=True)), None)
     if column:
         yield Kind.UNIT_TESTS, f"column `{column}` holds tests"
-    elif _is_tests(reference):
-        yield Kind.UNIT_TESTS, "the reference holds tests"
+    if _is_tests(reference):
+        if not column:
+            yield Kind.UNIT_TESTS, "the reference holds tests"
+        reference = ""  # it is no answer
     if _filled(extra.get("instruction_id_list")):
         yield Kind.CONSTRAINTS, "column `instruction_id_list` names constraints"
     if _filled(extra.get("json_schema")):
         yield Kind.JSON_SCHEMA, "column `json_schema` holds a schema"
     if not reference:
         return
-    options = next((name for name in ("choices", "options") if _filled(extra.get(name))), None)
+    mathematics = _math_evidence(reference)
+    options = next((name for name in ("choices", "options") if _filled(extra.get(name), sized=True)), None)
     if options:
         yield Kind.CHOICE, f"column `{options}` lists the options"
-    elif _LETTER.fullmatch(reference) and len({m.group(1) for m in _OPTION.finditer(query.prompt)}) >= 2:
+    elif _LETTER.fullmatch(reference) and _lists_options(query.prompt):
         yield Kind.CHOICE, "the prompt lists options and the reference is a letter"
     if _filled(extra.get("target_lang")):
         yield Kind.TRANSLATION, "column `target_lang` names a language"
-    elif _TRANSLATE.search(query.prompt[:400]) and _WORD.search(reference):
+    elif not mathematics and _WORD.search(reference) and _TRANSLATE.search(query.prompt[:PROMPT_HEAD]):
         yield Kind.TRANSLATION, "the prompt asks for a translation"
-    if evidence := _math_evidence(reference):
-        yield Kind.MATH, evidence
-    if len(reference.split()) <= SHORT_REFERENCE_WORDS:
+    if mathematics:
+        yield Kind.MATH, mathematics
+    if len(reference.split()) <= SHORT_REFERENCE_WORDS and len(reference) <= SHORT_REFERENCE_CHARS:
         yield Kind.SHORT_TEXT, f"the reference has at most {SHORT_REFERENCE_WORDS} words"
+
+
+def _lists_options(prompt: str) -> bool:
+    return {"A", "B"} <= {letter for match in _OPTION.finditer(prompt) for letter in match.groups() if letter}
 
 
 def _gates(query: Query) -> Iterator[str]:
@@ -104,26 +129,34 @@ def _gates(query: Query) -> Iterator[str]:
         yield "length_limits"
 
 
-def _filled(value: Any) -> bool:
-    """Whether a column holds anything; arrays and lists count by their length, a number is something."""
-    if value is None:
+def _filled(value: Any, *, sized: bool = False) -> bool:
+    """Whether a column holds anything: arrays, lists and texts count by their length, NaN is nothing.
+
+    Args:
+        value: What the column holds.
+        sized: Whether only what has a length is something.
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return False
     try:
         return len(value) > 0
     except TypeError:
-        return True
+        return not sized
 
 
 def _is_tests(reference: str) -> bool:
+    """Whether a reference is a test program, or input/output pairs in one of the JSON forms that code data sets use."""
     if re.search(r"^\s*assert\s", reference, re.MULTILINE) or "def check(" in reference:
         return True
-    if not reference.startswith("{"):
+    if not reference.startswith(("{", "[{")):
         return False
     try:
         tests = json.loads(reference)
     except (ValueError, RecursionError):
         return False
-    return isinstance(tests, dict) and "inputs" in tests and "outputs" in tests
+    if isinstance(tests, list):
+        return all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests)
+    return {"inputs", "outputs"} <= tests.keys() or "functional" in tests
 
 
 def _math_evidence(reference: str) -> str | None:
@@ -136,7 +169,7 @@ def _math_evidence(reference: str) -> str | None:
         return "the reference is a number"
     if len(bare) > 400:
         return None
-    if _LATEX.search(bare):
+    if _LATEX.search(bare) and not _DRIVE.search(bare) and len(_WORD.findall(_MARKUP.sub(" ", bare))) <= MATH_WORDS:
         return "the reference is LaTeX"
     if _FORMULA.fullmatch(bare) and _OPERATOR.search(bare) and not _WORD.search(bare):
         return "the reference is a formula"

@@ -31,11 +31,13 @@ from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
 from verl_rlar.features import describe
 from verl_rlar.rows import query_of
+from verl_rlar.scoring import FULL_MARK
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, content_hash
 
-WIN_SHARE = 0.9
-"""Share of the sampled rows of a route on which gold must score more than every garbage answer."""
+WIN_SHARE = 0.75
+"""Share of the sampled rows of a route on which gold must score more than every garbage answer. Not all: on 8 % of
+GSM8K the prompt itself ends in the right number."""
 EXAMPLES = 3
 """Most examples of anything."""
 EXCERPT = 160
@@ -83,9 +85,11 @@ class DryRun:
     wins: int | None = None
     """Rows where gold scored more than every garbage answer; None if there is no gold."""
     losers: tuple[Example, ...] = ()
-    """Rows where it did not, and why."""
+    """Rows where it did not, and why; those where gold itself is at fault come first."""
     unusable: int = 0
     """Rows where the tool abstained on gold: it cannot use the reference."""
+    weak: int = 0
+    """Rows where it did not, and gold got less than the full mark or none."""
     note: str = ""
     """Why there is no gold, or what went wrong."""
 
@@ -128,8 +132,8 @@ class Conflict:
 
     The sorts: ``different_references`` (equal prompts, different references), ``unscored_check`` (a row makes several
     kinds of check possible, and only one is scored), ``mixed_source`` (one data source, several kinds of query),
-    ``unusable_reference`` (the chosen tool abstains on the gold answer), ``gold_loses`` (a row's gold answer does not
-    score more than garbage, in a route where gold wins on the whole).
+    ``unusable_reference`` (the chosen tool abstains on the gold answer), ``weak_gold`` (a row's gold answer does not
+    get the full mark, in a route where gold wins on the whole).
     """
 
     sort: str
@@ -277,14 +281,18 @@ class _Group:
         if not with_gold:
             note = "no gold available" + (f"; {failure}" if failure else "")
             return DryRun(rows=len(rows), garbage=garbage, note=note)
+        golds = [row.scores["gold"] for row in with_gold]
         losses = [(row, why) for row in with_gold if (why := _why_gold_loses(row))]
+        losses.sort(key=lambda loss: loss[0].scores["gold"].value or 0.0)
+        unusable = sum(gold.outcome is Outcome.ABSTAINED for gold in golds)
         return DryRun(
             rows=len(with_gold),
-            gold=_mean(row.scores["gold"] for row in with_gold),
+            gold=_mean(golds),
             garbage=garbage,
             wins=len(with_gold) - len(losses),
             losers=tuple(row.example(why) for row, why in losses[:EXAMPLES]),
-            unusable=sum(row.scores["gold"].outcome is Outcome.ABSTAINED for row in with_gold),
+            unusable=unusable,
+            weak=sum((gold.value or 0.0) < FULL_MARK for gold in golds) - unusable,
             note=failure,
         )
 
@@ -394,9 +402,9 @@ class _Survey:
             if dry.unusable:
                 what = f"{where}: cannot use the reference of {dry.unusable} of {dry.rows} sampled rows"
                 yield Conflict(sort="unusable_reference", what=what, rows=dry.unusable, examples=dry.losers)
-            if dry.verdict == "ok" and (lost := dry.rows - (dry.wins or 0) - dry.unusable):
-                what = f"{where}: gold does not win on {lost} of {dry.rows} sampled rows"
-                yield Conflict(sort="gold_loses", what=what, rows=lost, examples=dry.losers)
+            if dry.verdict == "ok" and dry.weak:
+                what = f"{where}: the gold answer does not get the full mark on {dry.weak} of {dry.rows} sampled rows"
+                yield Conflict(sort="weak_gold", what=what, rows=dry.weak, examples=dry.losers)
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------------
