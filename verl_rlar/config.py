@@ -49,8 +49,8 @@ class RulesConfig(Section):
 
 
 class RoutingConfig(Section):
-    prefer: dict[Kind, str] = {}
-    """Tool to take for a kind of query, where several fit. Default: the first in the library."""
+    prefer: dict[Kind, str | None] = dict.fromkeys(Kind)
+    """Tool to take for a kind of query, where several fit. None: the first in the library."""
     fallback: str | None = None
     """Tool for queries that no tool fits. None: their responses stay unscored."""
 

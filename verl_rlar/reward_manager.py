@@ -63,8 +63,8 @@ class RlarRewardManager(RewardManagerBase):
         self._rlar = check(config)
         self._group_size = int(config.actor_rollout_ref.rollout.n)
         self._service = Client(self._rlar)
-        targets = tuple(tool.target for tool in builtin_snapshot().tools)
-        self._scorer = Scorer(self._rlar.scoring, RuleRunner(self._rlar.rules, targets))
+        self._runner = RuleRunner(self._rlar.rules, tuple(tool.target for tool in builtin_snapshot().tools))
+        self._scorer = Scorer(self._rlar.scoring, self._runner)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Scores one trajectory.
@@ -95,6 +95,14 @@ class RlarRewardManager(RewardManagerBase):
             Row(sample=sample, route=route, score=score, sent=sent, sent_as=sent_as, received=received, seconds=seconds)
         )
         return {"reward_score": sent, "reward_extra_info": extra_info(route, score, seconds)}
+
+    async def flush(self) -> None:
+        """Returns when every row is in the ledger."""
+        await self._service.flush()
+
+    def close(self) -> None:
+        """Ends the processes for rules."""
+        self._runner.close()
 
     async def _number(self, sample: Sample, score: Score) -> tuple[float, str]:
         """The float that verl gets, and what it is; see the module."""

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
@@ -137,6 +138,10 @@ class Service:
                 f"rlar.scoring.max_unscored={limit:g}). Most frequent: {worst}. Mend the tool, or the data (`rlar plan` "
                 "shows which rows no tool fits), or raise the limit; training resumes from the last checkpoint."
             )
+
+    async def pid(self) -> int:
+        """The service's process id, for those who want to see it die."""
+        return os.getpid()
 
     def _group(self, uid: str) -> Group:
         group = self._groups.get(uid)

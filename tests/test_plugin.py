@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Enabling: one override switches the plugin on, and a run that could not work is refused before it starts."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from verl_rlar.config import RlarConfig, defaults, parse
+from verl_rlar.errors import ConfigError
+
+pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+
+from hydra import compose, initialize_config_module
+from hydra.errors import ConfigCompositionException
+from omegaconf import DictConfig, OmegaConf
+
+from verl_rlar import plugin
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def composed() -> Callable[..., DictConfig]:
+    def compose_with(*overrides: str) -> DictConfig:
+        with initialize_config_module("verl.trainer.config", version_base=None):
+            return compose("ppo_trainer", overrides=list(overrides))
+
+    return compose_with
+
+
+def test_the_plugin_loads_with_verl(composed: Callable[..., DictConfig]) -> None:
+    assert plugin.LOAD_ERROR is None
+
+
+def test_one_override_switches_everything_on(composed: Callable[..., DictConfig]) -> None:
+    config = composed("+rlar=default", "trainer.default_local_dir=/somewhere")
+    settings = plugin.check(config)
+    assert settings.run_dir == "/somewhere/rlar"
+    assert settings.scoring == RlarConfig().scoring
+
+
+def test_every_setting_can_be_overridden_without_a_plus(composed: Callable[..., DictConfig]) -> None:
+    config = composed("+rlar=default", "rlar.scoring.timeout_s=3", "rlar.routing.prefer.short_text=token_f1")
+    settings = plugin.check(config)
+    assert settings.scoring.timeout_s == 3
+    assert settings.routing.prefer["short_text"] == "token_f1"
+
+
+@pytest.mark.parametrize("device", ["", "+rlar_device=cpu"])
+def test_every_group_file_composes_on_verls_own_configuration(composed: Callable[..., DictConfig], device: str) -> None:
+    config = composed("+rlar=default", *[device] * bool(device))
+    plugin.check(config)
+    if device:
+        assert config.trainer.device == "cpu"
+
+
+def test_all_yaml_files_are_covered_by_the_tests() -> None:
+    files = {str(path.relative_to(ROOT / "hydra_configs")) for path in (ROOT / "hydra_configs").rglob("*.yaml")}
+    assert files == {"rlar/default.yaml", "rlar_device/cpu.yaml"}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.use_v1=False", "legacy trainer"),
+        ("reward.reward_model.enable=True", "bypass every reward manager"),
+        ("reward.custom_reward_function.path=reward.py", "custom_reward_function.path would be ignored"),
+        ("reward.reward_manager.name=dapo", "remove your override of reward.reward_manager"),
+        ("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null", "must be verl_rlar.trainer.RlarAgentLoop"),
+        (
+            "actor_rollout_ref.rollout.agent.agent_loop_manager_class=verl.trainer.ppo.v1.AgentLoopManagerTQ",
+            "or a subclass of it",
+        ),
+        ("+rlar.scoring.timeout=3", r"unknown key rlar\.scoring\.timeout, did you mean timeout_s\?"),
+        ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: ledger"),
+        ("rlar.scoring.timeout_s=-1", r"rlar\.scoring\.timeout_s: .*greater than 0, got -1"),
+        ("rlar.scoring.on_unscored=zero", r"rlar\.scoring\.on_unscored: .*'siblings' or 'neutral'"),
+        ("+rlar.routing.prefer.poetry=exact_match", r"rlar\.routing\.prefer\.poetry"),
+    ],
+)
+def test_a_run_that_could_not_work_is_refused_with_what_to_change(
+    composed: Callable[..., DictConfig], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plugin.check(composed("+rlar=default", override))
+
+
+def test_a_key_that_is_not_there_fails_by_name_in_hydra_already(composed: Callable[..., DictConfig]) -> None:
+    with pytest.raises(ConfigCompositionException, match=r"rlar\.scoring\.timeout"):
+        composed("+rlar=default", "rlar.scoring.timeout=3")
+
+
+def test_a_plain_string_in_place_of_the_group_is_refused(composed: Callable[..., DictConfig]) -> None:
+    config = composed("+rlar=default")
+    broken = OmegaConf.merge(OmegaConf.create(OmegaConf.to_container(config)), {"rlar": "default"})
+    with pytest.raises(ConfigError, match="the plugin was not loaded"):
+        plugin.check(broken)
+
+
+def test_all_defaults_stand_in_the_code_and_are_valid() -> None:
+    assert parse(defaults()) == RlarConfig()
+
+
+def run_verl(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "+rlar=default", f"hydra.run.dir={folder}", *overrides],
+        cwd=folder,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.slow
+def test_stock_verl_refuses_from_any_folder_before_ray_starts(tmp_path: Path) -> None:
+    done = run_verl(tmp_path, "trainer.use_v1=False")
+    assert done.returncode == 2
+    assert "verl_rlar refuses to start" in done.stderr
+    assert "trainer.use_v1=False selects verl's legacy trainer" in done.stderr
+    assert "ray init kwargs" not in done.stdout
+
+
+@pytest.mark.slow
+def test_a_plugin_that_failed_to_load_stops_the_run_with_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "psutil.py").write_text("raise RuntimeError('a broken psutil')")
+    done = run_verl(tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2
+    assert "the plugin was not loaded whole" in done.stderr
+    assert "a broken psutil" in done.stderr

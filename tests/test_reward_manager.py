@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reward manager on verl's own `DataProto`, with the real service in a real Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+pytestmark = pytest.mark.slow
+
+import numpy as np
+import ray
+import torch
+from hydra import compose, initialize_config_module
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from verl import DataProto
+
+from verl_rlar.cpu.models import build_tiny
+from verl_rlar.errors import ConfigError
+from verl_rlar.ledger import read
+from verl_rlar.reward_manager import RlarRewardManager
+from verl_rlar.service import ACTOR_NAME
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("model")
+    build_tiny(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> DictConfig:
+    overrides = ["+rlar=default", f"trainer.default_local_dir={tmp_path}", "actor_rollout_ref.rollout.n=3"]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*overrides, "rlar.service_timeout_s=120"])
+
+
+@pytest.fixture
+def manager(config: DictConfig, tokenizer: Any) -> Iterator[RlarRewardManager]:
+    made = RlarRewardManager(config=config, tokenizer=tokenizer, compute_score=None, reward_router_address=None)
+    yield made
+    made.close()
+    ray.kill(ray.get_actor(ACTOR_NAME))
+
+
+def data(tokenizer: Any, response: str, *, prompt: str = "2+3?", truth: Any = "5", **fields: Any) -> DataProto:
+    """One response as verl's V1 agent loop sends it: padded on the right, a row of each field."""
+    responses = tokenizer(response, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    prompts = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    padded = torch.tensor([responses + [0] * 7])
+    mask = torch.tensor([[1] * (len(prompts) + len(responses)) + [0] * 7])
+    batch = {"prompts": torch.tensor([prompts]), "responses": padded, "attention_mask": mask}
+    row = {
+        "raw_prompt": [{"role": "user", "content": prompt}],
+        "data_source": "arithmetic",
+        "reward_model": {"style": "rule", "ground_truth": truth},
+        "extra_info": {"index": 0},
+        "uid": "group",
+        "session_id": 0,
+        "global_steps": 4,
+        "response_len": len(responses),
+        "rlar_split": "train",
+    } | fields
+    arrays = {}
+    for name, value in row.items():
+        arrays[name] = np.empty(1, dtype=object)
+        arrays[name][0] = value
+    return DataProto(batch=TensorDict(batch, batch_size=1), non_tensor_batch=arrays)
+
+
+def rows(config: DictConfig) -> list[dict[str, Any]]:
+    with read(Path(config.rlar.run_dir)) as db:
+        return [dict(row) for row in db.execute("SELECT * FROM scores ORDER BY uid, session")]
+
+
+async def test_a_response_is_decoded_routed_scored_and_kept(
+    manager: RlarRewardManager, config: DictConfig, tokenizer: Any
+) -> None:
+    result = await manager.run_single(data(tokenizer, "The answer is 5."))
+    assert result["reward_score"] == 1.0
+    assert result["reward_extra_info"]["rlar_tool"] == "final_answer"
+    assert (await manager.run_single(data(tokenizer, "It is 6.", session_id=1)))["reward_score"] == 0.0
+    await manager.flush()
+    kept = rows(config)
+    assert [(row["step"], row["session"], row["value"], row["sent_as"]) for row in kept] == [
+        (4, 0, 1.0, "value"),
+        (4, 1, 0.0, "value"),
+    ]
+
+
+async def test_all_results_have_the_same_flat_keys_whatever_happened(manager: RlarRewardManager, tokenizer: Any) -> None:
+    samples = [
+        data(tokenizer, "5"),
+        data(tokenizer, "", session_id=1),
+        data(tokenizer, "hello", truth=None, uid="open", rlar_split="val"),
+        data(tokenizer, "print()", truth="assert f(1) == 2", uid="code", rlar_split="val"),
+    ]
+    results = await asyncio.gather(*(manager.run_single(sample) for sample in samples))
+    schemas = [{key: type(value) for key, value in result["reward_extra_info"].items()} for result in results]
+    assert schemas[1:] == schemas[:-1]
+    assert set(schemas[0].values()) <= {float, str}
+    outcomes = [result["reward_extra_info"]["rlar_outcome"] for result in results]
+    assert outcomes == ["scored", "scored", "abstained", "failed"]
+
+
+async def test_an_unscored_response_goes_out_as_the_mean_of_its_siblings(
+    manager: RlarRewardManager, config: DictConfig, tokenizer: Any
+) -> None:
+    """The same query for all three; the outage is the tool's deadline on one response."""
+    answers = ["5", "6", "5" * 3]
+    outage = data(tokenizer, answers[2], session_id=2)
+    scorer, manager._scorer = manager._scorer, _Outage(manager._scorer, lost="555")
+    results = await asyncio.gather(
+        manager.run_single(data(tokenizer, answers[0])),
+        manager.run_single(data(tokenizer, answers[1], session_id=1)),
+        manager.run_single(outage),
+    )
+    manager._scorer = scorer
+    assert [result["reward_score"] for result in results] == [1.0, 0.0, 0.5]
+    await manager.flush()
+    assert [(row["value"], row["sent_as"]) for row in rows(config)] == [(1.0, "value"), (0.0, "value"), (None, "siblings")]
+
+
+class _Outage:
+    """A scorer whose tool is out for one response."""
+
+    def __init__(self, scorer: Any, lost: str) -> None:
+        self._scorer = scorer
+        self._lost = lost
+
+    async def score(self, sample: Any, route: Any, snapshot: Any) -> Any:
+        if sample.response != self._lost:
+            return await self._scorer.score(sample, route, snapshot)
+        from verl_rlar.types import Outcome, Score
+
+        return Score(value=None, outcome=Outcome.FAILED, reason="final_answer: still at work after 5 s")
+
+
+async def test_a_killed_service_costs_a_moment_and_no_row(
+    manager: RlarRewardManager, config: DictConfig, tokenizer: Any
+) -> None:
+    await manager.run_single(data(tokenizer, "5", uid="before"))
+    await manager.flush()
+    for number in range(3):
+        os.kill(await manager._service._call("pid", timeout_s=120), signal.SIGKILL)
+        samples = [data(tokenizer, "5", prompt=f"{number}?", uid=f"{number}", session_id=session) for session in range(3)]
+        results = await asyncio.gather(*map(manager.run_single, samples))
+        assert [result["reward_score"] for result in results] == [1.0] * 3
+    await manager.flush()
+    assert len(rows(config)) == 1 + 9
+    with read(Path(config.rlar.run_dir)) as db:
+        assert db.execute("SELECT COUNT(*) FROM attempts").fetchone()[0] == 1
+
+
+async def test_what_verls_legacy_trainer_does_not_send_is_named(manager: RlarRewardManager, tokenizer: Any) -> None:
+    sample = data(tokenizer, "5")
+    del sample.non_tensor_batch["global_steps"]
+    with pytest.raises(ConfigError, match=r"no global_steps.*trainer\.use_v1=True"):
+        await manager.run_single(sample)
