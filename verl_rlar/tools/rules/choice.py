@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Rule `multiple_choice`: does a response choose the right one of the listed options?
 
-The reference is a letter (``C``, ``(C)``, ``C.``) or the text of an option. The options come from ``extra["choices"]`` or
-``extra["options"]`` (a list of texts, a mapping from letter to text, or ARC's ``{"label": [...], "text": [...]}``), else
-from lines such as ``B) Paris`` in the prompt. Without options, letters A to J are possible.
+The reference is a letter (``C``, ``(C)``, ``C.``) or the text of an option. The options come from ``extra["choices"]``
+or ``extra["options"]`` (a list of texts, a mapping from letter to text, or ARC's ``{"label": [...], "text": [...]}``),
+else from lines such as ``B) Paris`` in the prompt. Without options, letters A to J are possible.
 
-**Which choice counts**, from the text after the last ``</think>``: the last ``\boxed{}``; what follows the last "answer
-is", "answer:", "I choose" or the like; the first line, then the last, if it is a letter or starts like ``C)``; the one letter in brackets
-or bold in the last line; the whole response, if it is the text of an option. Options that are mentioned before are fine.
-A final statement that names several options scores 0. So does an option's text under another option's letter.
+**Which choice counts**, from the text after the last ``</think>``: the last ``\boxed{}``; what follows the last
+"answer is", "answer:", "I choose" or the like; the whole response, if it is the text of an option; the last line, else
+the first, if it is a letter or starts like ``C)``; the letters in brackets or bold in the last line. Options that are
+mentioned before are fine. A final statement that names several options scores 0, and so do a list of options without a
+choice and an option's text under another option's letter.
 
-Guarantees: linear in the response, of which the last 200,000 characters are read. It abstains if the reference is neither
-a letter of an option nor an option's text.
+Guarantees: linear in the response, of which the last 200,000 characters are read. It abstains if the reference is
+neither a letter of an option nor an option's text.
 
 Not covered: see `misses` of the spec.
 """
@@ -19,6 +20,7 @@ Not covered: see `misses` of the spec.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 
@@ -32,23 +34,24 @@ _ONLY_LETTER = re.compile(r"[\s(\[{*$.]*(?:option|choice|answer)?[\s(\[{*$]*([A-
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _PHRASE = re.compile(
-    r"(?:answer|choice|option)(?:[ \t]+(?:to|for|of)\b[^\n:.]{0,80})?(?:[ \t*_]*(?:\bis\b|\bwould be\b|\bmust be\b|[:=]))+"
+    r"(?:answer|choice|option)(?:[ \t]+(?:to|for|of)\b[^\n:.]{0,80})?"
+    r"(?:[ \t*_]*(?:\bis\b|\bwould be\b|\bmust be\b|\btherefore\b|\bthus\b|[:=]))+"
     r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t*_]*\n?[ \t*_]*([^\n]*)"
-    r"|(?:\bI(?:'d|[ \t]+would)?[ \t]+(?:choose|pick|select|go[ \t]+with)|\bcorrect[ \t]+(?:one|option|choice|answer)[ \t]+is)"
+    r"|\bI(?:'d|[ \t]+would)?[ \t]+(?:choose|pick|select|go[ \t]+with)"
     r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*([^\n]*)",
     re.IGNORECASE,
 )
-_NAMED = re.compile(r"[(\[*]{1,3}([A-Za-z])[)\]*]{1,3}|(?<![\w'’])([A-Z])(?![\w'’])|(?<![\w'’])([a-z])(?=\)|\.?\s*$)")
-_MORE = re.compile(r"\s*(?:,|/|&|\band\b|\bor\b|\bnor\b|\s)+\s*(?:options?\s+|also\s+)*", re.IGNORECASE)
+_NAMED = re.compile(r"[(\[*]{1,4}([A-Za-z])[)\].*]{1,4}|(?<![\w'’])([A-Z])(?![\w'’])|(?<![\w'’])([a-z])(?=\)|\.?\s*$)")
+_MORE = re.compile(r"(?:[\s,/&]|\band\b|\bor\b|\balso\b)+", re.IGNORECASE)
 _HEAD = re.compile(r"[\s(\[*$\"]*([A-Za-z])(?:[)\].:,*$\"]+(?=\s|$)|\s*[-–—]\s|\s*$)")
 
 
 @rule(
     name="multiple_choice",
     kinds={Kind.CHOICE},
-    description=r"""Multiple choice: whether the final answer of the response ("The answer is (C)", "**C**", "\boxed{C}", "C) Paris",
-    a bare "c", or the option's own text) is the option of the reference. 1 or 0. Use it wherever one letter out of listed options is
-    asked for.""",
+    description=r"""Multiple choice: whether the final answer of the response ("The answer is (C)", "**C**",
+    "\boxed{C}", "C) Paris", a bare "c", or the option's own text) is the option of the reference. 1 or 0. Use it
+    wherever one letter out of listed options is asked for.""",
     misses=(
         "It sees the final choice only: a lucky guess scores 1.",
         "Questions with several right letters are not for it: naming two scores 0.",
@@ -59,7 +62,7 @@ _HEAD = re.compile(r"[\s(\[*$\"]*([A-Za-z])(?:[)\].:,*$\"]+(?=\s|$)|\s*[-–—]
     ),
 )
 def multiple_choice(sample: Sample) -> Verdict:
-    """1.0 if the response chooses the reference's option, 0.0 if another, several or none; None if the reference is none."""
+    """1.0 if the response chooses the reference's option, else 0.0; None if the reference is no option."""
     options = _options(sample.query)
     right = _letter_of_reference((sample.query.reference or "").strip(), options)
     if right is None:
@@ -85,7 +88,10 @@ def _options(query: Query) -> dict[str, str]:
         if given and all(re.fullmatch(r"[A-Za-z]", str(letter)) for letter in given):
             return {str(letter).upper(): str(text) for letter, text in given.items()}
     elif isinstance(given, Iterable) and not isinstance(given, (str, bytes)):
-        texts = [re.sub(rf"^\s*\(?{letter}[).:]\s*", "", str(text)) for letter, text in zip(ascii_uppercase, given, strict=False)]
+        texts = [
+            re.sub(rf"^\s*\(?{letter}[).:]\s*", "", str(text))
+            for letter, text in zip(ascii_uppercase, given, strict=False)
+        ]
         if texts:
             return dict(zip(ascii_uppercase, texts, strict=False))
     listed = {m[1]: m[2] for m in _OPTION_LINE.finditer(query.prompt[-TAIL:])}
@@ -109,51 +115,43 @@ def _by_text(text: str, options: dict[str, str]) -> str | None:
 
 def _chosen(text: str, options: dict[str, str]) -> set[str]:
     """The letters that the final statement names."""
-    last = None
-    for last in _BOX.finditer(text):
-        pass
-    if last is not None:
-        return _statement(_COMMAND.sub(r"\1", last[1]), options)
-    for last in _PHRASE.finditer(text):
-        if chosen := _statement(last[1] if last[1] is not None else last[2], options):
-            kept = chosen
-    if last is not None and "kept" in locals():
-        return kept
+    if boxes := deque(_BOX.finditer(text), maxlen=1):
+        return _statement(boxes[0][1], options)
+    stated: set[str] = set()
+    for phrase in _PHRASE.finditer(text):
+        stated = _statement(phrase[1] if phrase[1] is not None else phrase[2], options) or stated
+    if stated:
+        return stated
+    if len(text) < 2_000 and (by_text := _by_text(text, options)):
+        return {by_text}
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines:
         return set()
-    heads = {letter for line in lines if (letter := _head(line, options))}
-    for line in (lines[0], lines[-1]):
-        if letter := _head(line, options):
-            return heads if len(lines) <= len(options) + 1 else {letter}
-    by_text = _by_text(text, options) if len(text) < 2_000 else None
-    if by_text:
-        return {by_text}
+    heads = [_head(line, options) for line in lines]
+    named = set().union(*heads)
+    if heads[-1]:
+        return named if len(lines) > 1 and heads[-2] else heads[-1]  # the end of a list of options is no choice
+    if heads[0] and heads[0] == named:
+        return heads[0]
     return {m[1].upper() for m in _NAMED.finditer(lines[-1][-2_000:]) if m[1] and m[1].upper() in options}
 
 
-def _head(line: str, options: dict[str, str]) -> str | None:
-    """The letter of a line such as ``C``, ``(C)`` or ``C) Paris``; None if the text is another option's."""
-    only = _ONLY_LETTER.fullmatch(line)
-    head = only or _HEAD.match(line)
-    if head is None or head[1].upper() not in options:
-        return None
-    if only is None and (other := _by_text(line[head.end() :], options)) and other != head[1].upper():
-        return None
-    return head[1].upper()
+def _head(line: str, options: dict[str, str]) -> set[str]:
+    """The letters at the head of a line such as ``C``, ``(C)``, ``C) Paris`` or ``(A) and (C)``."""
+    line = line[:2_000]
+    return _statement(line, options) if _ONLY_LETTER.fullmatch(line) or _HEAD.match(line) else set()
 
 
 def _statement(text: str, options: dict[str, str]) -> set[str]:
     """The letters at the head of a statement such as ``(C) Paris`` or ``A or B``; the text of an option counts too."""
-    text = _COMMAND.sub(r"\1", text[:2_000]).strip()
-    by_text = _by_text(text.rstrip("."), options)
+    text = re.sub(r"[*_$\"]", "", _COMMAND.sub(r"\1", text[:2_000])).strip()
+    text = re.sub(r"^(?:option|choice|answer)\s+", "", text, flags=re.IGNORECASE)
+    by_text = _by_text(text, options)
     if by_text:
         return {by_text}
     found: set[str] = set()
     at = 0
-    lead = re.match(r"[^\w(\[]*", text)
-    at = lead.end() if lead else 0
-    while (named := _NAMED.match(text, at) or _NAMED.match(text, max(0, at - 1))) and named.end() > at:
+    while named := _NAMED.match(text, at):
         letter = (named[1] or named[2] or named[3]).upper()
         if letter not in options:
             break
@@ -162,9 +160,6 @@ def _statement(text: str, options: dict[str, str]) -> set[str]:
         if more is None:
             break
         at = more.end()
-    if len(found) == 1:
-        rest = re.sub(r"^[^\w]*\w[^\w]*", "", text)
-        other = _by_text(rest, options)
-        if other and other not in found:
-            return found | {other}
+    if len(found) == 1 and (rest := re.sub(r"^\W*\w\W*", "", text)) and (other := _by_text(rest, options)):
+        found.add(other)
     return found

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Rules `exact_match` and `token_f1`: a short free-form answer against a short reference, as in SQuAD.
 
-Both compare after `normalise`: Unicode NFKC and case folding, then punctuation, the articles a/an/the and surplus spaces
-are dropped. This is SQuAD 1.1's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, `evaluate-v1.1.py`), with all
-Unicode punctuation and symbols instead of ASCII's, and case folding instead of lower case.
+Both compare after `normalise`: Unicode NFKC and case folding, then punctuation, the articles a/an/the and surplus
+spaces are dropped. This is SQuAD 1.1's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, `evaluate-v1.1.py`),
+with all Unicode punctuation and symbols instead of ASCII's, and case folding instead of lower case.
 
-The response counts from its last ``</think>`` on; of a ``\boxed{}``, or of a last line that starts with "Answer:", only
-the content counts.
+The response counts from its last ``</think>`` on; of a ``\boxed{}``, or of a last line that starts with "Answer:",
+only the content counts.
 
 Guarantees: linear in the response, of which only the last 200,000 characters are read; a reference that is empty after
-normalisation makes the rule abstain. Several accepted answers can stand in ``extra["answers"]`` (a list of texts, beside
-the reference): the best one counts.
+normalisation makes the rule abstain. Several accepted answers can stand in ``extra["answers"]`` (a list of texts,
+beside the reference): the best one counts.
 
 Not covered: see `misses` of the specs. Texts without spaces between words (Chinese, Japanese, Thai) are one token.
 """
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 
 from verl_rlar.tools.rule import rule
@@ -44,13 +44,8 @@ def normalise(text: str) -> str:
 def stated_answer(response: str) -> str:
     r"""The part of a response that counts: what it boxes or states after "Answer:", else all after ``</think>``."""
     text = response[-TAIL:].rpartition("</think>")[2]
-    last = None
-    for last in _BOX.finditer(text):
-        pass
-    if last is None:
-        for last in _STATED.finditer(text):
-            pass
-    return _COMMAND.sub(r"\1", last[1] if last is not None else text)
+    stated = deque(_BOX.finditer(text), maxlen=1) or deque(_STATED.finditer(text), maxlen=1)
+    return _COMMAND.sub(r"\1", stated[0][1] if stated else text)
 
 
 def _references(query: Query) -> list[str]:
@@ -65,8 +60,8 @@ def _references(query: Query) -> list[str]:
 @rule(
     name="exact_match",
     kinds={Kind.SHORT_TEXT},
-    description="""Exact match with a short reference answer after SQuAD's normalisation (case, punctuation, articles, spaces,
-    Unicode compatibility forms). 1 or 0. Use it for names, dates and short phrases with one right wording.""",
+    description="""Exact match with a short reference answer after SQuAD's normalisation (case, punctuation, articles,
+    spaces, Unicode compatibility forms). 1 or 0. Use it for names, dates and short phrases with one right wording.""",
     misses=(
         "A synonym, an abbreviation, another date format or a spelled-out number scores 0.",
         "An answer with a sentence around it scores 0 unless it is boxed or follows 'Answer:'.",
@@ -82,14 +77,16 @@ def exact_match(sample: Sample) -> Verdict:
     if not answer:
         return Verdict(value=0.0, reason="the answer is empty")
     right = answer in references
-    return Verdict(value=float(right), reason="same text" if right else f"{answer[:60]!r} is not {references[0][:60]!r}")
+    return Verdict(
+        value=float(right), reason="same text" if right else f"{answer[:60]!r} is not {references[0][:60]!r}"
+    )
 
 
 @rule(
     name="token_f1",
     kinds={Kind.SHORT_TEXT},
-    description="""SQuAD's token F1 with a short reference answer: the harmonic mean of the precision and recall of words, after
-    normalisation. In [0, 1]. Use it where part of the wording may differ and partial credit makes sense.""",
+    description="""SQuAD's token F1 with a short reference answer: the harmonic mean of precision and recall of words,
+    after normalisation. In [0, 1]. Use it where part of the wording may differ and partial credit makes sense.""",
     misses=(
         "It counts words, not meaning: 'not guilty' against 'guilty' scores 0.67.",
         "The order of words is free.",
