@@ -17,9 +17,9 @@ Guarantees: importing this package imports nothing heavy; nothing at all is touc
 verl, vLLM or torch attribute is replaced. One private name of verl is written to:
 `verl.workers.rollout.base._ROLLOUT_REGISTRY`, a plain dict without a register function.
 
-Not covered: FSDP1, offloading, Megatron and other engines; several training processes; critics; the legacy (v0)
-trainer. A driver without accelerator for workers that have one looks like a CPU machine: set ``VERL_PLATFORM=nvidia``
-there.
+Not covered: other systems than Linux; FSDP1, offloading, Megatron and other engines; several training processes;
+critics; the legacy (v0) trainer. A driver without accelerator for workers that have one looks like a CPU machine: set
+``VERL_PLATFORM=nvidia`` there.
 """
 
 import importlib.util
@@ -57,6 +57,10 @@ def enable() -> bool:
     # FSDP is registered for the devices cuda and npu only (verl/workers/engine/fsdp/transformer_impl.py:1143); this
     # is verl's own way to ask for one by name (verl/workers/engine/base.py:405).
     os.environ.setdefault("VERL_ENGINE_DEVICE", "cuda")
+
+    # Ray gives an actor one OpenMP thread unless the driver's environment says otherwise. Trainer and rollout take
+    # turns, so each may have all cores.
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
 
     from verl.workers.rollout.base import _ROLLOUT_REGISTRY
     from verl.workers.rollout.replica import RolloutReplicaRegistry

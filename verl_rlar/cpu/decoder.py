@@ -16,7 +16,7 @@ Guarantees:
   temperature). ``raw_logprobs`` are log_softmax(logits).
 - Ids that the tokenizer does not know (a padded vocabulary) are never sampled and have probability 0, as in verl's
   vLLM server.
-- Weights: every parameter and buffer of the model must come exactly once with its shape; tied ones may be left out.
+- Weights: every parameter and buffer of the model must come, with its shape; of tied ones, one is enough.
 
 Not covered: images, LoRA, quantized models, several devices, prefix caching, models with recurrent state (Mamba and
 the like: they have no left padding), continuous batching (a new request waits until the running batch is done).

