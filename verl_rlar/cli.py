@@ -24,8 +24,6 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -162,16 +160,22 @@ def _config(settings: list[str] | None) -> RlarConfig:
     Raises:
         ConfigError: One has no value, or a key or value is wrong.
     """
-    dotlist = [setting.removeprefix("rlar.") for setting in settings or ()]
-    for setting in dotlist:
-        if not setting.partition("=")[0] or "=" not in setting:
+    tree: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, text = setting.partition("=")
+        *sections, name = key.removeprefix("rlar.").split(".")
+        if not equals or not all((*sections, name)):
             raise ConfigError(f"--set {setting!r}: write KEY=VALUE, for example --set scoring.timeout_s=3")
-    try:
-        return parse(OmegaConf.to_container(OmegaConf.from_dotlist(dotlist), resolve=True))
-    except (OmegaConfBaseException, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(f"--set {' '.join(dotlist)}: {str(error).splitlines()[0]}") from None
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {setting!r}: {section} was set to {node!r} before, it cannot hold {name}")
+        try:
+            node[name] = json.loads(text)
+        except ValueError:
+            node[name] = text
+    return parse(tree)
 
 
 # --- rlar score -------------------------------------------------------------------------------------------------------

@@ -44,10 +44,12 @@ _OPTION = re.compile(
     r"^[ \t]*[(\[]?([A-J])[).:\]][ \t]*\S|(?<![\w(\[])[(\[]([A-J])[)\]]|(?<=[ \t])([A-J])[).:][ \t]", re.MULTILINE
 )
 _LETTER = re.compile(r"\(?([A-Ja-j])\)?\.?")
-_FINAL = re.compile(r"####[ \t]*\S[^\n]*\s*\Z|\\boxed\b")
+_HASHES = re.compile(r"####[ \t]*\S")
+_BOXED = re.compile(r"\\boxed\b")
 _NUMBER = re.compile(r"[-+]?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?(?:/\d[\d,]*)?", re.IGNORECASE)
 _UNIT = re.compile(
-    r"\s*(?:%|°|°?[CF]|\\?[$%]|(?:(?:square|cubic|sq\.?|cu\.?)\s)?[a-zA-Z]{1,12}(?:\^?[23]|\s?(?:/|\bper\b)\s?[a-zA-Z]{1,12})?)?\.?"
+    r"\s*(?:%|°|°?[CF]|\\?[$%]|(?:(?:square|cubic|sq\.?|cu\.?|per)\s)?[a-zA-Z]{1,12}"
+    r"(?:\^?[23]|\s?(?:/|\bper\b)\s?[a-zA-Z]{1,12})?)?\.?"
 )
 _LATEX = re.compile(r"\\(?:[a-zA-Z]{2,}|[%${!])")
 _DRIVE = re.compile(r"\b[A-Za-z]:\\")
@@ -146,7 +148,7 @@ def _filled(value: Any, *, sized: bool = False) -> bool:
 
 def _is_tests(reference: str) -> bool:
     """Whether a reference is a test program, or input/output pairs in one of the JSON forms that code data sets use."""
-    if re.search(r"^\s*assert\s", reference, re.MULTILINE) or "def check(" in reference:
+    if re.search(r"^[ \t]*assert\s", reference, re.MULTILINE) or "def check(" in reference:
         return True
     if not reference.startswith(("{", "[{")):
         return False
@@ -161,7 +163,7 @@ def _is_tests(reference: str) -> bool:
 
 def _math_evidence(reference: str) -> str | None:
     """Why a reference is a mathematical answer, or None if it is not."""
-    if _FINAL.search(reference):
+    if _BOXED.search(reference) or _HASHES.search(reference.rstrip().rpartition("\n")[2]):
         return "the reference marks a final answer"
     bare = reference.strip("$ ").removeprefix("\\(").removesuffix("\\)").strip()
     number = _NUMBER.match(bare)

@@ -1,0 +1,443 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The `rlar` command, by its exit codes and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from verl_rlar import __version__
+from verl_rlar.cli import app, visible
+
+GSM8K = [
+    ("Natalia sold clips to 48 friends in April, and then half as many in May. How many altogether?", "72"),
+    ("Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes. How much did she earn?", "10"),
+    ("Betty has only half of the money for a wallet which costs $100. How much more does she need?", "50"),
+]
+TED = [
+    (
+        "I want to show you how light travels through the universe.",
+        "Ich möchte Ihnen zeigen, wie Licht durch das All reist.",
+    ),
+    ("Most of what we know comes to us from the stars.", "Das meiste, was wir wissen, kommt von den Sternen zu uns."),
+]
+MATH_ROWS = [{"prompt": q, "reference": a, "data_source": "gsm8k"} for q, a in GSM8K]
+MIXED_ROWS: list[dict[str, Any]] = [
+    *MATH_ROWS,
+    *(
+        {"prompt": f"Translate into German:\n{source}", "reference": reference, "data_source": "ted"}
+        for source, reference in TED
+    ),
+    *(
+        {"prompt": f"Pick one.\nA) {a}\nB) {b}", "reference": right, "data_source": "quiz"}
+        for a, b, right in (("red", "blue", "A"), ("cat", "dog", "B"), ("up", "down", "A"))
+    ),
+    {"prompt": "Tell me about your day.", "data_source": "chat"},
+    {
+        "prompt": "Write without commas.",
+        "data_source": "ifeval",
+        "extra": {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+    },
+]
+
+
+def rlar(*args: str) -> Result:
+    return CliRunner().invoke(app, args)
+
+
+def process(*args: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "verl_rlar", *args],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def write(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return str(path)
+
+
+def records(output: str) -> list[dict[str, Any]]:
+    """The objects of an output of which every line must be one."""
+    found = [json.loads(line) for line in output.splitlines()]
+    assert all(isinstance(record, dict) for record in found)
+    return found
+
+
+def plan(path: str, *args: str, code: int = 0) -> dict[str, list[dict[str, Any]]]:
+    """The objects of a plan, by type."""
+    result = rlar("plan", path, "--json", *args)
+    assert result.exit_code == code, result.output
+    found: dict[str, list[dict[str, Any]]] = {
+        name: [] for name in ("route", "uncovered", "conflict", "error", "summary")
+    }
+    for record in records(result.stdout):
+        found[record.pop("type")].append(record)
+    return found
+
+
+def conflicts(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    return {record["sort"]: record for record in found["conflict"]}
+
+
+# score
+
+
+def test_every_line_gets_its_value_outcome_tool_reason_and_time(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "6*7?", "response": "It is 42.", "reference": "42", "data_source": "t"},
+        {"messages": [{"role": "user", "content": "6*7?"}], "response": "41", "reference": "42"},
+        {"prompt": [{"role": "user", "content": "6*7?"}], "response": "42", "reward_model": {"ground_truth": "42"}},
+        {"prompt": "Hello!", "response": "Hi."},
+        {"prompt": "def f():", "response": "pass", "extra": {"test": "assert f() is None"}},
+    ]
+    result = rlar("score", write(tmp_path / "rows.jsonl", rows), "--json")
+    assert result.exit_code == 0
+    found = records(result.stdout)
+    assert [record["line"] for record in found] == [1, 2, 3, 4, 5]
+    assert [record["value"] for record in found] == [1.0, 0.0, 1.0, None, None]
+    assert [record["outcome"] for record in found] == ["scored", "scored", "scored", "abstained", "failed"]
+    assert [record["tool"] for record in found] == ["final_answer", "final_answer", "final_answer", "-", "unit_tests"]
+    assert all(record["reason"] and record["ms"] >= 0 for record in found)
+    assert "mean value 0.6667" in result.stderr
+
+
+def test_bad_lines_are_reported_with_their_numbers_and_the_rest_goes_on(tmp_path: Path) -> None:
+    good = {"prompt": "6*7?", "response": "42", "reference": "42"}
+    bad = [
+        "not json",
+        "[1]",
+        {"response": "42"},
+        {"prompt": "6*7?"},
+        {"prompt": "6*7?", "response": ["42"]},
+        '{"a":' * 9999,
+    ]
+    path = write(tmp_path / "rows.jsonl", [good, *bad, "", good])
+    result = rlar("score", path, "--json")
+    assert result.exit_code == 1
+    found = records(result.stdout)
+    assert [record["line"] for record in found] == [1, 2, 3, 4, 5, 6, 7, 9], "in the order of the input"
+    assert [record["line"] for record in found if "error" in record] == [2, 3, 4, 5, 6, 7]
+    assert all(f"line {number}: " in result.stderr for number in range(2, 8))
+    assert [record["value"] for record in found if "error" not in record] == [1.0, 1.0]
+
+
+def test_a_line_that_is_no_utf_8_is_a_bad_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(
+        b'{"prompt": "\xff"}\n{"prompt": "6*7?", "response": "42", "reference": "42"}\n'
+    )
+    result = rlar("score", str(tmp_path / "rows.jsonl"), "--json")
+    assert result.exit_code == 1
+    assert ["error" in record for record in records(result.stdout)] == [True, False]
+
+
+HOSTILE = "\x1b]0;owned\x07\x1b[2J[red]x[/red] [/] [link=http://x]y[/link] \u202eevil \x9b31m \ud800 \r\n\ttab"
+
+
+@pytest.mark.parametrize("args", [(), ("--json",)])
+def test_a_hostile_response_is_shown_as_text(tmp_path: Path, args: tuple[str, ...]) -> None:
+    row = {"prompt": HOSTILE, "response": HOSTILE, "reference": "Ann [bold]", "data_source": HOSTILE}
+    result = process("score", write(tmp_path / "rows.jsonl", [row]), *args)
+    assert result.returncode == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if not line.startswith("line\t")]
+    assert len(lines) == 1
+    assert "Ann" in lines[0] or "ann" in lines[0]
+    for char in "\x1b\x07\u202e\x9b\r":
+        assert char not in result.stdout + result.stderr
+    planned = process("plan", write(tmp_path / "plan.jsonl", [{**row, "reference": None}]))
+    assert planned.returncode == 0, planned.stderr
+    assert "[red]x[/red]" in planned.stdout, "markup is text"
+    for char in "\x1b\x07\u202e\x9b\r":
+        assert char not in planned.stdout + planned.stderr
+
+
+def test_visible_leaves_text_as_it_is_and_escapes_the_rest() -> None:
+    assert visible("Grüße, 你好 [red] 🙂") == "Grüße, 你好 [red] 🙂"
+    assert visible("\x1b[31m\u202e\ud800\n") == "\\x1b[31m\\u202e\\ud800\\n"
+
+
+def test_a_tool_that_runs_into_its_deadline_failed_and_did_not_score_0(tmp_path: Path) -> None:
+    tower = {"prompt": "How much is it?", "response": "The answer is 42.", "reference": "42"}
+    path = write(tmp_path / "rows.jsonl", [tower])
+    found = records(rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001").stdout)
+    assert (found[0]["value"], found[0]["outcome"]) == (None, "failed")
+    assert "scoring.timeout_s" in found[0]["reason"]
+    assert records(rlar("score", path, "--json", "--set", "rlar.scoring.timeout_s=10").stdout)[0]["value"] == 1.0
+
+
+def test_json_keeps_standard_output_pure_and_reads_a_pipe() -> None:
+    rows = [{"prompt": q, "response": f"The answer is {a}.", "reference": a} for q, a in GSM8K]
+    result = process("score", "-", "--json", stdin="\n".join(map(json.dumps, rows)) + "\nbad\n")
+    assert result.returncode == 1
+    assert [record.get("value") for record in records(result.stdout)] == [1.0, 1.0, 1.0, None]
+    assert result.stdout.isascii()
+
+
+def test_results_come_while_the_pipe_is_still_open() -> None:
+    row = json.dumps({"prompt": "6*7?", "response": "42", "reference": "42"})
+    with subprocess.Popen(
+        [sys.executable, "-m", "verl_rlar", "score", "-", "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write(row + "\n")
+        running.stdin.flush()
+        assert json.loads(running.stdout.readline())["value"] == 1.0
+        running.stdin.close()
+        assert running.wait(60) == 0
+
+
+def test_a_table_for_a_pipe_is_separated_by_tabs(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "6*7?", "response": "42", "reference": "42"}])
+    header, row = (line.split("\t") for line in rlar("score", path).stdout.splitlines())
+    assert header == ["line", "value", "outcome", "tool", "ms", "reason"]
+    assert row[:4] == ["1", "1", "scored", "final_answer"]
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_its_workers(stop: signal.Signals) -> None:
+    row = json.dumps({"prompt": "6*7?", "response": "42", "reference": "42"})
+    running = subprocess.Popen(
+        [sys.executable, "-m", "verl_rlar", "score", "-", "--json"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdin is not None
+    assert running.stdout is not None
+    assert running.stderr is not None
+    try:
+        running.stdin.write(row + "\n")
+        running.stdin.flush()
+        running.stdout.readline()  # now the workers are there
+        assert len(processes_of(running.pid)) > 1
+        os.killpg(running.pid, stop)  # as a terminal does
+        assert running.wait(30) == 128 + stop
+        end = time.monotonic() + 20
+        while processes_of(running.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not processes_of(running.pid)
+        assert "Traceback" not in running.stderr.read()
+    finally:
+        for stream in (running.stdin, running.stdout, running.stderr):
+            stream.close()
+        if processes_of(running.pid):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+def processes_of(session: int) -> list[int]:
+    """Living processes of a session (field 6 of /proc/<pid>/stat)."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(stat.parent.name))
+    return found
+
+
+# plan
+
+
+def test_a_plan_says_what_goes_where(tmp_path: Path) -> None:
+    found = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS))
+    summary = found["summary"][0]
+    assert summary["rows"] == 10
+    assert (summary["verifiable"], summary["verified"], summary["coverage"]) == (9, 9, 1.0)
+    tools = {"final_answer": 3, "translation": 2, "multiple_choice": 3, "instruction_constraints": 1, "-": 1}
+    assert summary["tools"] == tools
+    assert summary["kinds"] == {"math": 3, "translation": 2, "choice": 3, "constraints": 1, "open": 1}
+    assert {route["tool"]: route["rows"] for route in found["route"]} == tools
+
+
+def test_gold_answers_win_against_garbage_on_sound_data(tmp_path: Path) -> None:
+    found = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS))
+    dry = {route["tool"]: route["dry"] | {"verdict": route["verdict"]} for route in found["route"]}
+    for tool in ("final_answer", "translation", "multiple_choice"):
+        assert dry[tool]["verdict"] == "ok"
+        assert dry[tool]["gold"] == 1.0
+        assert set(dry[tool]["garbage"]) == {"empty", "i_dont_know", "other_reference", "prompt", "random_words"}
+    assert dry["instruction_constraints"]["note"] == "no gold available"
+    assert dry["instruction_constraints"]["verdict"] == "no_gold"
+    assert dry["-"]["verdict"] == "not_run"
+
+
+def test_uncovered_queries_are_reported_with_an_example(tmp_path: Path) -> None:
+    (uncovered,) = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS))["uncovered"]
+    assert (uncovered["kind"], uncovered["rows"]) == ("open", 1)
+    assert uncovered["examples"] == [{"line": 9, "prompt": "Tell me about your day.", "note": ""}]
+    assert "Tell me about your day." in rlar("plan", str(tmp_path / "rows.jsonl")).stdout
+
+
+@pytest.mark.parametrize(
+    ("case", "references"),
+    [("all the same", ["A", "A", "A", "A"]), ("no option", ["D", "E", "D", "F"])],
+)
+def test_a_route_where_gold_does_not_win_is_an_error(tmp_path: Path, case: str, references: list[str]) -> None:
+    rows = [{"prompt": f"No. {i}\nA) x\nB) y", "reference": r, "data_source": "quiz"} for i, r in enumerate(references)]
+    path = write(tmp_path / "rows.jsonl", rows)
+    found = plan(path, code=1)
+    (error,) = found["error"]
+    assert (error["tool"], error["data_source"]) == ("multiple_choice", "quiz")
+    assert "gold does not win" in error["error"]
+    assert error["examples"][0]["line"] == 1
+    assert found["summary"][0]["errors"] == 1
+    assert "gold does not win" in rlar("plan", path).stdout
+    assert plan(path, "--sample", "0")["error"] == [], "nothing is tried without a sample"
+
+
+def test_references_that_the_tool_cannot_use_are_a_conflict(tmp_path: Path) -> None:
+    rows = [{"prompt": f"No. {i}\nA) x\nB) y", "reference": r} for i, r in enumerate("ABABABAE")]
+    found = plan(write(tmp_path / "rows.jsonl", rows))
+    assert found["route"][0]["dry"]["unusable"] == 1
+    assert conflicts(found)["unusable_reference"]["examples"][0]["line"] == 8
+
+
+def test_contradicting_labels_are_conflicts(tmp_path: Path) -> None:
+    rows = [
+        *MATH_ROWS,
+        {**MATH_ROWS[0], "reference": "73"},
+        {**MATH_ROWS[1], "extra": {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}},
+    ]
+    found = conflicts(plan(write(tmp_path / "rows.jsonl", rows)))
+    assert found["different_references"]["rows"] == 1
+    assert found["different_references"]["examples"][0]["line"] == 4
+    assert "row 1" in found["different_references"]["examples"][0]["note"]
+    assert "its reference (math)" in found["unscored_check"]["what"]
+    assert found["unscored_check"]["examples"][0]["line"] == 5
+    assert "4 math, 1 constraints" in found["mixed_source"]["what"]
+    assert not conflicts(plan(write(tmp_path / "sound.jsonl", MATH_ROWS)))
+
+
+def test_the_plan_of_parquet_is_the_plan_of_the_same_json_lines(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {
+            "data_source": row["data_source"],
+            "prompt": [{"role": "user", "content": row["prompt"]}],
+            "reward_model": {"style": "rule", "ground_truth": row.get("reference")},
+            "extra_info": row.get("extra", {}) | {"index": i},
+        }
+        for i, row in enumerate(MIXED_ROWS)
+    ]
+    parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    of_json = plan(write(tmp_path / "rows.jsonl", rows))
+    assert plan(str(tmp_path / "rows.parquet")) == of_json
+    assert of_json["summary"][0]["verified"] == 9
+
+
+def test_renaming_the_data_sources_changes_no_decision(tmp_path: Path) -> None:
+    renamed = [{**row, "data_source": row["data_source"][::-1] + "/math"} for row in MIXED_ROWS]
+    before = json.dumps(plan(write(tmp_path / "a.jsonl", MIXED_ROWS)))
+    for name in {row["data_source"] for row in MIXED_ROWS}:
+        before = before.replace(f'"data_source": "{name}"', f'"data_source": "{name[::-1]}/math"')
+    assert plan(write(tmp_path / "b.jsonl", renamed)) == json.loads(before)
+
+
+def test_bad_rows_are_left_out_of_the_plan_and_named(tmp_path: Path) -> None:
+    found = plan(write(tmp_path / "rows.jsonl", [MATH_ROWS[0], "{", {"reference": "4"}, *MATH_ROWS[1:]]), code=1)
+    assert [record["line"] for record in found["error"]] == [2, 3]
+    assert (found["summary"][0]["rows"], found["summary"][0]["bad"]) == (3, 2)
+
+
+def test_a_sample_bounds_the_dry_score_and_is_the_same_every_time(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{i} + {i}?", "reference": str(2 * i)} for i in range(1, 40)]
+    first, again = (plan(write(tmp_path / "rows.jsonl", rows), "--sample", "5") for _ in range(2))
+    assert first == again
+    assert first["route"][0]["dry"]["rows"] == 5
+
+
+def test_gates_do_not_stand_in_the_way_of_bare_gold(tmp_path: Path) -> None:
+    rows = [{**row, "extra": {"format": "think"}} for row in MATH_ROWS]
+    (route,) = plan(write(tmp_path / "rows.jsonl", rows))["route"]
+    assert (route["tool"], route["verdict"]) == ("think_format+final_answer", "ok")
+
+
+# both
+
+
+@pytest.mark.parametrize("command", ["score", "plan"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere.jsonl"], "cannot read nowhere.jsonl: No such file"),
+        (["nowhere.parquet"], "cannot read nowhere.parquet: No such file"),
+        ([str(Path(__file__).parent)], "Is a directory"),
+        ([__file__, "--set", "scoring.timeout_s"], "KEY=VALUE"),
+        ([__file__, "--set", "scoring.timeout=3"], "unknown key rlar.scoring.timeout, did you mean timeout_s?"),
+        ([__file__, "--set", "scoring.timeout_s=-1"], "rlar.scoring.timeout_s"),
+        ([__file__, "--set", "routing.fallback=nobody"], "there is no tool 'nobody'"),
+        ([__file__, "--set", "scoring=1", "--set", "scoring.retries=1"], "scoring was set to 1 before"),
+        ([__file__, "--nonsense"], "--nonsense"),
+        ([], "Missing argument"),
+    ],
+)
+def test_what_the_user_can_mend_is_a_message_and_exit_code_2(command: str, args: list[str], message: str) -> None:
+    result = rlar(command, *args)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not result.stdout
+
+
+def test_a_broken_parquet_file_is_a_message(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "rows.parquet").write_text("no parquet")
+    result = rlar("plan", str(tmp_path / "rows.parquet"))
+    assert result.exit_code == 2
+    assert "no parquet file that can be read" in result.stderr
+
+
+def test_help_shows_examples_and_version_is_the_packages() -> None:
+    assert "rlar score answers.jsonl" in rlar("--help").stdout
+    assert "rlar score answers.jsonl --json" in rlar("score", "--help").stdout
+    assert "rlar plan train.parquet" in rlar("plan", "--help").stdout
+    assert rlar("--version").stdout.strip() == f"rlar {__version__}"
+
+
+def test_the_command_needs_neither_verl_nor_ray_nor_torch() -> None:
+    code = "import sys, verl_rlar.cli; print([m for m in ('verl', 'ray', 'torch', 'transformers') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_real_gsm8k_rows_go_to_final_answer_and_their_labels_win() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "data" / "math500.jsonl.gz"
+    if not path.exists():
+        pytest.skip("recipes/data is not here")
+    import gzip
+
+    with gzip.open(path, "rt") as lines:
+        rows = [json.loads(line) for line in lines]
+    result = process(
+        "plan",
+        "-",
+        "--json",
+        stdin="".join(json.dumps({"prompt": r["prompt"], "reference": r["answer"]}) + "\n" for r in rows),
+    )
+    assert result.returncode == 0, result.stderr
+    summary = records(result.stdout)[-1]
+    assert Counter(summary["tools"]) == {"final_answer": len(rows)}
