@@ -87,7 +87,7 @@ DECLARATION = {
     "fi": "Kaikki ihmiset syntyvät vapaina ja tasavertaisina arvoltaan ja oikeuksiltaan. Heille on annettu järki.",
     "gu": "પ્રતિષ્ઠા અને અધિકારોની દૃષ્ટિએ સર્વ માનવો જન્મથી સ્વતંત્ર અને સમાન હોય છે. તેમનામાં વિચારશક્તિ હોય છે.",
     "hi": "सभी मनुष्यों को गौरव और अधिकारों के मामले में जन्मजात स्वतन्त्रता और समानता प्राप्त है।",
-    "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti. Essi sono dotati di ragione e di coscienza.",
+    "it": "Tutti gli esseri umani nascono liberi ed eguali in dignità e diritti.",
     "kn": "ಎಲ್ಲಾ ಮಾನವರೂ ಸ್ವತಂತ್ರರಾಗಿಯೇ ಜನಿಸಿದ್ದಾರೆ. ಹಾಗೂ ಘನತೆ ಮತ್ತು ಹಕ್ಕುಗಳಲ್ಲಿ ಸಮಾನರಾಗಿದ್ದಾರೆ.",
     "ko": "모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다. 인간은 이성과 양심을 부여받았다.",
     "mr": "सर्व मानवी व्यक्ती जन्मतः स्वतंत्र आहेत व त्यांना समान प्रतिष्ठा व समान अधिकार आहेत.",
@@ -95,7 +95,7 @@ DECLARATION = {
     "pa": "ਸਾਰਾ ਮਨੁੱਖੀ ਪਰਿਵਾਰ ਆਪਣੀ ਮਹਿਮਾ, ਸ਼ਾਨ ਅਤੇ ਹੱਕਾਂ ਦੇ ਪੱਖੋਂ ਜਨਮ ਤੋਂ ਹੀ ਆਜ਼ਾਦ ਹੈ ਅਤੇ ਸਾਰੇ ਲੋਕ ਬਰਾਬਰ ਹਨ।",
     "pt": "Todos os seres humanos nascem livres e iguais em dignidade e em direitos. São dotados de razão.",
     "ru": "Все люди рождаются свободными и равными в своем достоинстве и правах. Они наделены разумом и совестью.",
-    "sw": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa. Wote wamejaliwa akili na dhamiri, hivyo yapasa watendeane.",
+    "sw": "Watu wote wamezaliwa huru, hadhi na haki zao ni sawa. Wote wamejaliwa akili na dhamiri.",
     "ta": "மனிதப் பிறிவியினர் சகலரும் சுதந்திரமாகவே பிறக்கின்றனர்; அவர்கள் மதிப்பிலும், உரிமைகளிலும் சமமானவர்கள்.",
     "te": "ప్రతిపత్తిస్వత్వముల విషయమున మానవులెల్లరును జన్మతః స్వతంత్రులును సమానులును నగుదురు.",
     "th": "มนุษย์ทั้งหลายเกิดมามีอิสระและเสมอภาคกันในเกียรติศักดิ์และสิทธิ ต่างมีเหตุผลและมโนธรรม",
@@ -140,7 +140,7 @@ def _made(kind: str, text: str, rng: random.Random, own: dict[str, Any]) -> Made
         case "keywords:letter_frequency":
             letter = rng.choice(word)
             count = text.lower().count(letter)
-            return {"let_relation": relation, "letter": letter, "let_frequency": count + near}, text
+            return {"let_relation": relation, "letter": letter, "let_frequency": max(1, count + near)}, text
         case "length_constraints:number_sentences":
             return {"relation": relation, "num_sentences": max(1, len(sentences(text)) + near)}, text
         case "length_constraints:number_words":
@@ -322,13 +322,13 @@ def _punkt_counts_list_numbers(case: Case) -> bool:
     count, goes_on = 0, False
     for piece in _independent()[1](case.text):
         if any(map(str.isalnum, piece)):
-            count += not goes_on
-            goes_on = bool(re.search(r"(?:^|[\s,:*#(])(?:\d{1,3}|[A-Za-z])[.)]$", piece.strip()))
+            count += (not goes_on) + bool(re.search(r"\w[.!?]\s+\d{1,3}[.)]$", piece.strip()))
+            goes_on = bool(re.search(r"(?:^|[\s,:*#(])(?:\d{1,3}|[A-Za-z]|vs)[.)]$", piece.strip()))
     return count == len(sentences(case.text))
 
 
 def _holds_code(case: Case) -> bool:
-    return len(re.findall(r"[;{}]\s*$", case.text, re.MULTILINE)) >= 3
+    return "```" in case.text or len(re.findall(r"[;{}]\s*$", case.text, re.MULTILINE)) >= 3
 
 
 def _marked_first_word(case: Case) -> bool:
@@ -370,16 +370,36 @@ JUDGEMENTS = (
     ),
     Judgement(
         kinds=("language:response_language",),
-        applies=lambda case: not case.ours
-        and any(written_in(line, case.arguments["language"]) is False for line in case.text.split("\n")),
+        applies=lambda case: (
+            not case.ours
+            and any(written_in(line, case.arguments["language"]) is False for line in case.text.split("\n"))
+        ),
         right="ours",
         why="the ENTIRE response has to be in the language; one line is in another",
+    ),
+    Judgement(
+        kinds=("language:response_language",),
+        applies=lambda case: not any(map(str.isalpha, case.text)),
+        right="neither",
+        why="numbers only, which are of no language; theirs counts what it cannot tell as satisfied",
+    ),
+    Judgement(
+        kinds=("language:response_language",),
+        applies=lambda case: case.ours and case.arguments["language"] == "en" and not re.search("[^ -~\\s]", case.text),
+        right="ours",
+        why="the text is English; langdetect, on which theirs relies, takes it for another language",
+    ),
+    Judgement(
+        kinds=("length_constraints:number_sentences",),
+        applies=lambda case: bool(re.search("[。！？।۔]", case.text)),
+        right="ours",
+        why="Punkt's English model does not know the full stops of other scripts",
     ),
     Judgement(
         kinds=("length_constraints:number_sentences",),
         applies=lambda case: _punkt_counts_list_numbers(case),
         right="ours",
-        why="Punkt counts list numbers ('2.'), emoji or table rules as sentences",
+        why="Punkt counts list numbers ('2.'), 'vs.', emoji or table rules as ends of sentences",
     ),
     Judgement(
         kinds=("length_constraints:number_sentences",),
@@ -404,6 +424,30 @@ JUDGEMENTS = (
         applies=_longer_postscript,
         right="ours",
         why="a postscript 'starting with P.S.' is demanded, the answer's starts with P.P.S.",
+    ),
+    Judgement(
+        kinds=("detectable_content:postscript",),
+        applies=lambda case: not case.ours and bool(re.search(r"\wp\.\s?p\.\s?s", case.text.lower())),
+        right="ours",
+        why="theirs takes the end of a word for the first P ('help. P.S.')",
+    ),
+    Judgement(
+        kinds=("detectable_format:number_highlighted_sections",),
+        applies=lambda case: "****" in case.text,
+        right="ours",
+        why="text in four asterisks is emphasised; theirs sees two empty emphases around it",
+    ),
+    Judgement(
+        kinds=("detectable_format:number_highlighted_sections",),
+        applies=lambda case: not case.ours and bool(re.search(r"\w \* \w|\w\*\w", case.text)),
+        right="ours",
+        why="theirs counts what stands between two signs of multiplication",
+    ),
+    Judgement(
+        kinds=("detectable_format:json_format",),
+        applies=lambda case: not case.ours and case.text.strip()[:1] not in "[{`",
+        right="ours",
+        why="a quoted sentence or a number is not 'wrapped in JSON format'",
     ),
     Judgement(
         kinds=("detectable_content:number_placeholders",),
@@ -440,6 +484,12 @@ JUDGEMENTS = (
         applies=lambda case: case.ours and case.text.strip()[0] in "“„",
         right="ours",
         why="typographic double quotation marks are double quotation marks",
+    ),
+    Judgement(
+        kinds=("punctuation:no_comma",),
+        applies=lambda case: bool(re.search("[，،、]", case.text)),
+        right="ours",
+        why="commas of other scripts are commas",
     ),
     Judgement(
         kinds=tuple(CHECKS),

@@ -234,17 +234,24 @@ def _spaceless(char: str) -> bool:
 def count_keyword(text: str, keyword: str) -> int:
     """How often a keyword or phrase occurs as whole words, in any case; a possessive ending may follow.
 
-    Hyphens and underscores bound words. In scripts without spaces every occurrence counts.
+    Hyphens bound words, and underscores that emphasise (``_word_``); those of a name (``is_word``) do not. In scripts
+    without spaces every occurrence counts.
     """
     text, keyword = text.lower(), keyword.strip().lower()
+    free_left, free_right = (not keyword[i].isalnum() or _spaceless(keyword[i]) for i in (0, -1))
     count, start = 0, text.find(keyword)
     while start >= 0:
         end = start + len(keyword)
-        left = start == 0 or not text[start - 1].isalnum() or not keyword[0].isalnum() or _spaceless(keyword[0])
-        right = end == len(text) or not text[end].isalnum() or not keyword[-1].isalnum() or _spaceless(keyword[-1])
+        left = free_left or not _goes_on(text[max(0, start - 2) : start][::-1])
+        right = free_right or not _goes_on(text[end : end + 2])
         count += left and right
         start = text.find(keyword, end if left and right else start + 1)
     return count
+
+
+def _goes_on(beside: str) -> bool:
+    """Whether a word goes on in the (up to two) characters beside it, the nearest first."""
+    return beside[:1].isalnum() or (beside[:1] == "_" and beside[1:].isalnum())
 
 
 _ABBREVIATIONS = frozenset(
@@ -289,17 +296,17 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
         return True
     after = text[match.end() : match.end() + _TOKEN].lstrip().lstrip("\"'“‘«(*_[")
     lower_follows = after[:1].islower()
+    before = text[max(start, at - _TOKEN) : at]
+    line = before.rsplit("\n", 1)[-1]
+    word = (line.split() or [""])[-1].lstrip("\"'“‘«([*_#-").lower()
+    if line.strip(" \t*#>_-([").lower() == word and (word.isdigit() or (len(word) == 1 and word.isalpha())):
+        return False  # a list number: "3." at the start of a line
     if len(marks) > 1 or marks == "…":
         return not lower_follows
     if closers and not set(closers) <= set("*_`"):
         return True
-    before = text[max(start, at - _TOKEN) : at]
-    line = before.rsplit("\n", 1)[-1]
-    word = (line.split() or [""])[-1].lstrip("\"'“‘«([*_#-").lower()
     if not word:
         return _says_something(before)
-    if line.strip(" \t*#>_-([").lower() == word and (word.isdigit() or (len(word) == 1 and word.isalpha())):
-        return False  # a list number: "3." at the start of a line
     if word in _BEFORE_LOWER_ONLY:
         return not lower_follows
     if word in _ABBREVIATIONS:
@@ -370,7 +377,7 @@ def placeholders(text: str) -> int:
 
 
 _CLITIC = re.compile(r"(?:['’](?:s|m|d|re|ve|ll|S|M|D|RE|VE|LL)|n['’]t|N['’]T)$")
-_CAPITAL_TOKEN = re.compile(r"[^\s—–]+")
+_CAPITAL_TOKEN = re.compile(r"(?:[^\s—–…()\[\]{}<>\"“”;:,@#$%&?!*`|=+~^\\]|[:,](?=\d))+")
 
 
 def capital_words(text: str) -> int:
@@ -381,8 +388,7 @@ def capital_words(text: str) -> int:
         if token.islower() or token == token.lower():
             continue
         for word in token.split("--"):
-            word = word.strip("\"'“”‘’.,;:!?()[]{}<>*_`#~|…")
-            count += _CLITIC.sub("", word).isupper()
+            count += _CLITIC.sub("", word.strip("'‘’._-/:,")).isupper()
     return count
 
 

@@ -120,11 +120,9 @@ def written_in(text: str, language: str) -> bool | None:
     best = max(likely, key=lambda label: likely[label])
     if best == language or any({best, language} <= group for group in _ALIKE):
         return True
-    if letters < SHORT:
-        return True if likely[language] >= 0.3 * likely[best] else None
-    if likely[language] >= min(0.2, 0.5 * likely[best]):
+    if likely[language] >= 0.8 * likely[best]:
         return True
-    return False if likely[best] >= 0.5 else None
+    return False if likely[best] >= 0.5 and letters >= SHORT else None
 
 
 @cache
