@@ -8,8 +8,8 @@ languages, bundled in its wheel) decides.
 Guarantees: deterministic; no downloads; linear time (long texts are read in part); the model is loaded once per
 process and only read afterwards, so threads may share it.
 
-Not covered: texts under `SHORT` letters are only told by their script (the answer is then often None); code and URLs
-count as text; two languages mixed within one line are taken for the stronger one; close relatives (Danish and
+Not covered: texts under `SHORT` letters are refuted by their script only, and lists of names are guessed at; code and
+URLs count as text; two languages mixed within one line are taken for the stronger one; close relatives (Danish and
 Norwegian, Croatian and Serbian, Indonesian and Malay, ...) count as each other.
 """
 
