@@ -84,7 +84,7 @@ class Constraint:
         "Brevity: two words keep 'no commas', 'less than 50 words' and other constraints that only forbid or limit.",
         "Inflected keywords ('sneakers' for 'sneaker') do not count.",
         "Sentences of other languages than English, and in text without punctuation, are counted roughly.",
-        "Answers of a few words or of names only: their language is guessed (a list of countries has passed as German).",
+        "Answers of a few words or of names only: their language is guessed (a list of countries passed as German).",
         "Two languages mixed within one line pass if the demanded one prevails.",
         "C++ or shell code with << and >> in one line counts as a title.",
     ),
