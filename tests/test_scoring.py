@@ -4,6 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,3 +124,43 @@ async def test_a_route_without_tools_is_unscored_with_the_routers_reason(runner:
     route = Route(parts=(), reason="uncovered: open", kind=Kind.OPEN, covered=False, snapshot=planted.SNAPSHOT.version)
     result = await score(runner, route)
     assert (result.value, result.outcome, result.reason) == (None, Outcome.ABSTAINED, "uncovered: open")
+
+
+ORPHANING = """
+import asyncio, sys
+sys.path.insert(0, {tests!r})
+import planted
+from verl_rlar.config import RulesConfig
+from verl_rlar.tools.runner import RuleRunner
+from conftest import make_sample
+
+async def main():
+    with RuleRunner(RulesConfig(processes=2), (planted.same.spec.target,)) as runner:
+        await runner.run(planted.same.spec, make_sample())
+        print("ready", flush=True)
+        await runner.run(planted.endless.spec, make_sample())
+
+if __name__ == "__main__":
+    planted.endless.spec.__dict__["timeout_s"] = 3.0
+    asyncio.run(main())
+"""
+
+
+def test_no_worker_outlives_a_caller_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "caller.py"
+    script.write_text(ORPHANING.format(tests=str(Path(__file__).parent)))
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True) as caller:
+        assert caller.stdout is not None
+        assert caller.stdout.readline() == "ready\n"
+        workers = {int(pid) for pid in children_of(caller.pid)}
+        assert len(workers) >= 2
+        os.kill(caller.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def children_of(pid: int) -> list[str]:
+    """Process ids of the children of all threads of a process."""
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text().split()]

@@ -2,12 +2,14 @@
 """`RuleRunner`: runs rules in worker processes that can be killed.
 
 A rule is trusted code fed hostile text: a number tower, a pathological pattern or a 10 MB response can keep it busy for
-hours, fill the memory or crash the interpreter. So each call runs in one of a few worker processes (pebble's pool, forked
-from a clean server process, never from the caller), with a deadline after which that process is killed and replaced,
-and with a cap on its address space.
+hours, fill the memory or crash the interpreter. So each call runs in one of a few worker processes (pebble's pool), with
+a deadline after which that process is killed and replaced, and with a cap on its address space. The processes are
+started by loky, as fresh interpreters: the standard library's ways would fork the caller with all its threads, or import
+the caller's main module (verl, Ray, torch) into each of them.
 
 Guarantees: `run` returns a `Verdict` or raises a `ToolError`; a caller that is cancelled frees its worker; one call's
-damage (globals, memory, a crash) ends with its process at the latest.
+damage (globals, memory, a crash) ends with its process at the latest; no worker outlives a caller that was killed by
+more than the deadline of its call.
 
 Not covered: this is no sandbox. Code that we did not write never runs here (I6).
 """
@@ -16,12 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import multiprocessing
 import resource
+import signal
 from functools import cache
 from types import TracebackType
 from typing import cast
 
+from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
 
 from verl_rlar.config import RulesConfig
@@ -51,15 +54,12 @@ class RuleRunner:
     """
 
     def __init__(self, config: RulesConfig, targets: tuple[str, ...] = ()) -> None:
-        context = multiprocessing.get_context("forkserver")
-        # imported once, in the server that workers are forked from, so that a new worker is there in milliseconds
-        context.set_forkserver_preload(["__main__", *sorted({target.partition(":")[0] for target in targets})])
         self._pool = ProcessPool(
             max_workers=config.processes,
             max_tasks=CALLS_PER_PROCESS,
             initializer=_start_worker,
             initargs=(int(config.memory_gb * 2**30), targets),
-            context=context,
+            context=get_context("loky"),
         )
         try:
             self._pool.schedule(_start_worker, args=(0, targets)).result(START_TIMEOUT_S)
@@ -90,7 +90,7 @@ class RuleRunner:
             ToolError: The rule raised, used too much memory, or answered something that is no verdict.
             ConnectionError: The worker process died under the call (killed, segmentation fault); worth one more try.
         """
-        call = self._pool.schedule(_call, args=(spec.target, sample), timeout=spec.timeout_s)
+        call = self._pool.schedule(_call, args=(spec.target, sample, spec.timeout_s), timeout=spec.timeout_s)
         try:
             return cast(Verdict, await asyncio.wrap_future(call))
         except TimeoutError:
@@ -103,6 +103,10 @@ class RuleRunner:
             raise ToolError(f"{spec.name}: needed too much memory (rlar.rules.memory_gb)") from None
         except Exception as error:  # the boundary to rules: whatever they raise is a broken tool, not a score
             raise ToolError(f"{spec.name}: {type(error).__name__}: {str(error)[:300]}") from error
+
+
+ORPHAN_S = 5.0
+"""How long after its deadline a call may go on where nobody is left to kill it, in seconds."""
 
 
 @cache
@@ -121,8 +125,13 @@ def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
         load(target)
 
 
-def _call(target: str, sample: Sample) -> Verdict:
-    verdict = load(target)(sample)
+def _call(target: str, sample: Sample, deadline_s: float) -> Verdict:
+    # the pool kills this process at the deadline; this kills it if the pool itself was killed meanwhile
+    signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
+    try:
+        verdict = load(target)(sample)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if not isinstance(verdict, Verdict):
         raise TypeError(f"answered {type(verdict).__name__} instead of a Verdict")
     return verdict
