@@ -372,10 +372,13 @@ JUDGEMENTS = (
         kinds=("language:response_language",),
         applies=lambda case: (
             not case.ours
-            and any(written_in(line, case.arguments["language"]) is False for line in case.text.split("\n"))
+            and any(
+                written_in(line, case.arguments["language"]) is False
+                for line in (*case.text.split("\n"), *case.text.split("\n\n"))
+            )
         ),
         right="ours",
-        why="the ENTIRE response has to be in the language; one line is in another",
+        why="the ENTIRE response has to be in the language; one line or paragraph is in another",
     ),
     Judgement(
         kinds=("language:response_language",),
@@ -439,9 +442,27 @@ JUDGEMENTS = (
     ),
     Judgement(
         kinds=("detectable_format:number_highlighted_sections",),
-        applies=lambda case: not case.ours and bool(re.search(r"\w \* \w|\w\*\w", case.text)),
+        applies=lambda case: not case.ours and bool(re.search(r"[\w)] ?\* ?[\w(]", case.text)),
         right="ours",
         why="theirs counts what stands between two signs of multiplication",
+    ),
+    Judgement(
+        kinds=("detectable_format:number_highlighted_sections",),
+        applies=lambda case: not case.ours and "***" in case.text,
+        right="ours",
+        why="theirs counts ***text*** twice",
+    ),
+    Judgement(
+        kinds=("combination:two_responses",),
+        applies=lambda case: not case.ours and any(not re.search(r"[^\W_]", p) for p in case.text.split("******")),
+        right="ours",
+        why="one of the two responses is a line of signs without a letter",
+    ),
+    Judgement(
+        kinds=("length_constraints:number_words",),
+        applies=lambda case: bool(re.search("[½¼¾²³①-⑳]", case.text)),
+        right="neither",
+        why="whether a sign such as ½ is a word; Python's \\w says yes, the regex module's says no",
     ),
     Judgement(
         kinds=("detectable_format:json_format",),

@@ -26,7 +26,7 @@ cases, by ``recipes/benchmarks/rules.py``:
 - one of the three fixed answers, not several; after a repeated prompt or a P.S. something has to follow;
 - the first word may be in bold, and empty paragraphs do not shift the numbering;
 - typographic double quotation marks are quotation marks; commas of other scripts are commas;
-- "the ENTIRE response" is in a language only if no longer line is in another one.
+- "the ENTIRE response" is in a language only if no longer line or paragraph is in another one.
 
 Beyond IFEval's ``less than`` and ``at least``, the relations ``more than``, ``at most`` and ``exactly`` are understood.
 
@@ -260,8 +260,15 @@ _ABBREVIATIONS = frozenset(
     " m.a b.s m.s jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri ave blvd rd min max p.s p.p.s"
     .split()
 )  # fmt: skip
-_BEFORE_LOWER_ONLY = frozenset("etc inc ltd co corp jr sr u.s u.k u.n d.c a.m p.m ph.d m.d b.a m.a al no est".split())
+_MAY_END = frozenset("etc a.m p.m no".split())
 """Abbreviations that may end a sentence: they do unless the next word begins in lower case."""
+_BEFORE_NAMES = frozenset("inc ltd co corp jr sr u.s u.k u.n d.c ph.d m.d b.a m.a al est".split())
+"""Abbreviations that often stand before a name ("the U.S. Department"): they end a sentence before `_STARTERS` only."""
+_STARTERS = frozenset(
+    "the this that these those it he she they we you i a an in on at for as if when while after before since there"
+    " here but and so or yet however also then thus therefore although his her its their our my your what who how why"
+    .split()
+)  # fmt: skip
 _END = re.compile(r"(?<![.!?؟…])([.!?]+|[؟…]+)([\"'”’»›)\]}*_`]*)(?=\s|$)|[。！？।۔]+")
 _TOKEN = 40
 
@@ -307,8 +314,11 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
         return True
     if not word:
         return _says_something(before)
-    if word in _BEFORE_LOWER_ONLY:
+    if word in _MAY_END:
         return not lower_follows
+    if word in _BEFORE_NAMES:
+        following = _WORD.match(after)
+        return following is None or (not lower_follows and following.group().lower() in _STARTERS)
     if word in _ABBREVIATIONS:
         return False
     if len(word) == 1 and word.isalpha() and word != "i":
@@ -427,11 +437,12 @@ def _response_language(text: str, args: _Arguments) -> bool:
 
 
 def _entirely_in(text: str, language: str) -> bool:
-    """Whether the text as a whole, and each of its first 100 longer lines, is in a language."""
+    """Whether the text as a whole, and each of its first 100 longer lines and paragraphs, is in a language."""
     if written_in(text, language) is not True:
         return False
-    longer = (line for line in text[:100_000].split("\n") if sum(map(str.isalpha, line[:400])) >= 60)
-    return all(written_in(line, language) is not False for line, _ in zip(longer, range(100), strict=False))
+    parts = (part for by in ("\n", "\n\n") for part in text[:100_000].split(by)[:1000])
+    longer = (part for part in parts if sum(map(str.isalpha, part[:400])) >= 60)
+    return all(written_in(part, language) is not False for part, _ in zip(longer, range(100), strict=False))
 
 
 def _number_sentences(text: str, args: _Arguments) -> bool:
