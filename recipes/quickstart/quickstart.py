@@ -42,6 +42,11 @@ examples:
 class Stop(Exception):
     """The quickstart cannot go on; the message says why and what to do."""
 
+    def __init__(self, message: str, code: int = 2) -> None:
+        super().__init__(message)
+        self.code = code
+        """Exit code of the quickstart."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -61,7 +66,7 @@ SHARED = (
     "data.shuffle=False",  # batches have a fixed mixture, see data.py
     "data.filter_overlong_prompts=True",
     "actor_rollout_ref.rollout.val_kwargs.do_sample=True",  # as in training
-    "actor_rollout_ref.rollout.val_kwargs.n=4",
+    "actor_rollout_ref.rollout.val_kwargs.n=2",
     "trainer.total_epochs=100000",  # steps decide
     "trainer.project_name=rlar",
     "trainer.experiment_name=quickstart",
@@ -93,32 +98,39 @@ TINY = Recipe(
 
 DEFAULT = Recipe(
     model="smollm2",
-    steps=48,
+    steps=60,
     data={
         "mixture": {"ifeval": 3, "ted_en_de": 3, "gsm8k": 1, "math": 1},
-        "batches": 12,
-        "validation": {"ifeval": 16, "ted_en_de": 16, "gsm8k": 8, "math": 8},
-        "prompt_chars": 200,
+        "batches": 15,
+        "validation": {"ifeval": 12, "ted_en_de": 12, "gsm8k": 4, "math": 4},
+        "prompt_chars": 160,
     },
     overrides=(
         "data.train_batch_size=8",
         "data.max_prompt_length=128",
-        "data.max_response_length=64",
+        "data.max_response_length=48",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.actor.optim.lr=1e-5",
+        "actor_rollout_ref.actor.optim.lr=2e-5",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.rollout.n=8",
+        "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.max_model_len=256",
     ),
 )
+
+
+BF16 = (
+    "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype=bf16",
+    "actor_rollout_ref.rollout.dtype=bfloat16",
+)
+"""Computing in bfloat16 (weights and optimizer stay in float32): two to three times as fast on CPUs made for it."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the quickstart.
 
     Returns:
-        Exit code: 0 done, 1 training failed, 2 wrong arguments or an unusable run folder, 130 or 143 if stopped.
+        Exit code: 0 done, 1 training failed, 2 wrong arguments or an unusable run folder, 130 if stopped.
     """
     arguments = parse(argv)
     try:
@@ -128,7 +140,7 @@ def main(argv: list[str] | None = None) -> int:
                 run(arguments, settings)
     except Stop as stop:
         print(f"quickstart: {stop}", file=sys.stderr)
-        return stop.args[1] if len(stop.args) > 1 else 2
+        return stop.code
     return 0
 
 
@@ -261,13 +273,14 @@ def run(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         overrides = [
             *SHARED,
             *recipe.overrides,
+            *(BF16 if recipe is DEFAULT and training.computes_in_bf16() else ()),
             f"actor_rollout_ref.model.path={model}",
             f"data.train_files={train}",
             f"data.val_files={val}",
             f"trainer.default_local_dir={folder}",
             f"trainer.total_training_steps={settings['steps']}",
             f"trainer.resume_mode={'auto' if arguments.resume else 'disable'}",
-            f"trainer.val_before_train={not arguments.resume}",
+            f"trainer.val_before_train={checkpoint(folder) is None}",
             f"trainer.test_freq={settings['steps']}",
             f"trainer.save_freq={max(1, min(20, settings['steps'] // 2))}",
             f"hydra.run.dir={folder / 'hydra'}",

@@ -80,6 +80,15 @@ def train(overrides: list[str], run: Path, *, steps: int, console: Console) -> N
         raise Failed(f"training ended with exit code {child.returncode}. The end of {run / LOG}:\n{shown}")
 
 
+def computes_in_bf16() -> bool:
+    """Whether this machine's CPU multiplies bfloat16 by itself; where it does not, float32 is faster."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
+
+
 def environment(metrics: Path) -> dict[str, str]:
     """Environment variables of the trainer and all its workers."""
     cores = str(min(16, len(os.sched_getaffinity(0))))
@@ -87,9 +96,11 @@ def environment(metrics: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(metrics),
         "HF_HUB_OFFLINE": "1",  # everything is on the disk
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores),
+        "OMP_WAIT_POLICY": "PASSIVE",  # processes take turns on the cores: who waits shall not spin
         "RAY_ADDRESS": "local",  # never join a cluster that happens to run here
         "RAY_DEDUP_LOGS": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "300",  # 30 s are not enough on a busy machine
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
     }
