@@ -36,9 +36,9 @@ _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _PHRASE = re.compile(
     r"(?:answer|choice|option)(?:[ \t]+(?:to|for|of)\b[^\n:.]{0,80})?"
     r"(?:[ \t*_]*(?:\bis\b|\bwould be\b|\bmust be\b|\btherefore\b|\bthus\b|[:=]))+"
-    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t*_]*\n?[ \t*_]*([^\n]*)"
+    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t*_]*\n?[ \t*_]*(?=([^\n]{0,600}))"
     r"|\bI(?:'d|[ \t]+would)?[ \t]+(?:choose|pick|select|go[ \t]+with)"
-    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*([^\n]*)",
+    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*(?=([^\n]{0,600}))",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"[(\[*]{1,4}([A-Za-z])[)\].*]{1,4}|(?<![\w'’])([A-Z])(?![\w'’])|(?<![\w'’])([a-z])(?=\)|\.?\s*$)")

@@ -5,11 +5,11 @@ Three steps: find the final answer in the response (`find_answer`), take its sha
 units; `_read`), and compare the scalars that are left with math-verify (`_equal`).
 
 **Which answer counts.** Text after the last ``</think>`` only. There, in this order: the last closed ``\boxed{}`` or
-the last line ``#### n``, whichever stands later; what follows the last "answer is", "answer:" or a line's "A:"; the
-whole response if it is one short line without prose; the last formula or number. Boxes that stand next to each other
-("\boxed{1} and \boxed{2}") are ONE answer with several values, and so is a list in a box: every value must be in the
-reference and every value of the reference must be there. So listing candidates never pays, and is no cheat to be
-flagged either: it is a wrong answer.
+the last line ``#### n``, whichever stands later; what follows the last "answer is", "answer:" or a line's "A:"
+(without these, "solution" or "result"); the whole response if it is one short line without prose; the last formula or
+number. Boxes that stand next to each other ("\boxed{1} and \boxed{2}") are ONE answer with several values, and so is a
+list in a box: every value must be in the reference and every value of the reference must be there. So listing
+candidates never pays, and is no cheat to be flagged either: it is a wrong answer.
 
 **What is the same answer.** Equal value, as math-verify decides (decimals count if right to 6 places). Lists and sets:
 order and repetition are free. Tuples and intervals: order and the kind of each bracket count, and the brackets must be
@@ -19,12 +19,12 @@ unit. Nothing is converted (500 cm is not 5 m), except per cent: 50 % = 0.5 = 1/
 is ``50%``, and ``50%`` is right if the reference is 50 (only for references of at least 1: against 0.5, ``0.5%`` is
 wrong). Words as reference (``\text{Evelyn}``) are compared as words.
 
-Guarantees: no text is evaluated. The parser is latex2sympy2_extended, math-verify's own, a grammar that builds trees;
-the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls `eval`, and is never
-called here. LaTeX commands outside an allow-list (sums, integrals, \operatorname, ...) are not parsed at all. No
-signals, hence any thread. A reference that cannot be read makes the rule abstain, whatever the response. Bounded: the
-last 200,000 characters of the response are read, answers of up to 600 characters, and numbers of up to about 100,000
-binary digits; the rest is up to the deadline of the call.
+Guarantees: no text is evaluated, not even its digits. The parser is latex2sympy2_extended, math-verify's own, a
+grammar that builds trees; the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls
+`eval`, and is never called here. LaTeX commands outside an allow-list (sums, integrals, \operatorname, ...) are not
+parsed at all. No signals, hence any thread. A reference that cannot be read makes the rule abstain, whatever the
+response. Bounded: the last 200,000 characters of the response are read, answers of up to 600 characters, and numbers
+of up to about 100,000 binary digits; the rest is up to the deadline of the call.
 
 Not covered: see `misses` of the spec.
 """
@@ -39,7 +39,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import sympy
-from latex2sympy2_extended import NormalizationConfig, latex2sympy, normalize_latex
+from latex2sympy2_extended import NormalizationConfig, normalize_latex
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from math_verify import verify
 
 from verl_rlar.tools.rule import rule
@@ -116,10 +117,10 @@ def _quote(text: str) -> str:
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"(?:[\s,;$&]|\\[()\[\]]|\\q?quad|\\text|[{}]|and|or|[a-z]\s?=)*")
 _HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
-_PHRASE = re.compile(
-    r"(?:answer|solution|result)(?:\s+(?:to|of|for)\s[^\n:.=]{0,80})?(?:\s+is|\s+are|\s*[:=])+[:\s]*([^\s][^\n]*)"
-    r"|^\s*A:\s*([^\s][^\n]*)",
-    re.IGNORECASE | re.MULTILINE,
+_STATES = r"(?:\s+(?:to|of|for)\s[^\n:.=]{0,80})?(?:\s+is|\s+are|\s*[:=])+[:\s]*(?=([^\s][^\n]{0,600}))"
+_PHRASES = (
+    re.compile(rf"answer{_STATES}|^\s*A:\s*(?=([^\s][^\n]{{0,600}}))", re.IGNORECASE | re.MULTILINE),
+    re.compile(rf"(?:solution|result){_STATES}()", re.IGNORECASE),
 )
 _FORMULA = re.compile(
     r"\$\$([^$]{1,600})\$\$|(?<![\\\d])\$(?=[^\s$])((?:\\\$|[^$\n]){1,600})(?<=[^\s\\])\$(?!\d)|\\\(((?:[^\\]|\\[^()]){1,600})\\\)"
@@ -149,7 +150,7 @@ def find_answer(response: str, *, words: bool = False) -> str | None:
     if marked is not None:
         return marked
     text = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({-])", "", text)
-    phrase = _last(_PHRASE, text)
+    phrase = _last(_PHRASES[0], text) or _last(_PHRASES[1], text)
     if phrase is not None:
         return _from_prose(phrase.group(1) or phrase.group(2))
     line = text.strip()
@@ -193,7 +194,7 @@ def _last_box(text: str) -> tuple[int, str | None]:
 
 
 def _closing(text: str, start: int, stop: int) -> int | None:
-    """Where the brace that was opened before `start` closes, or where its content gets too long; None if it never does."""
+    """Where the brace that was opened before `start` closes, or its content gets too long; None if it never does."""
     depth = 1
     for at in range(start, min(stop, start + LONGEST + 1)):
         if text[at] in "{}" and text[at - 1] != "\\":
@@ -652,19 +653,38 @@ def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
     if latex is None:
         return None
     try:
-        tree = _parse_latex(latex)
+        return _tree(latex)
     except MemoryError:
         raise
-    except Exception:  # the parser raises bare Exception, and more, on what it does not understand: no mathematics
+    except Exception:  # the parser raises bare Exception, and SymPy many kinds, on what means nothing (i < 1, e^matrix)
         return None
-    if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)) or tree.has(sympy.nan, sympy.zoo):
-        return None
-    return None if _bits(tree) > MOST_BITS else tree.xreplace({_I: sympy.I})
+
+
+class _Parser(_Latex2Sympy):
+    """math-verify's parser, with numbers made directly: upstream hands digits to `sympify`, which evaluates them."""
+
+    def parse_number(self, text: str) -> sympy.Number:
+        digits = text.replace(",", "")
+        return sympy.Integer(int(digits)) if digits.isdigit() else sympy.Float(digits)
 
 
 @lru_cache(maxsize=64)
-def _parse_latex(latex: str) -> sympy.Basic:
-    return latex2sympy(latex, is_real=True, convert_degrees=False, normalization_config=None)
+def _tree(latex: str) -> sympy.Basic | sympy.MatrixBase | None:
+    tree = _Parser(is_real=True).parse(latex)
+    if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)) or _bits(tree) > MOST_BITS:
+        return None
+    tree = tree.xreplace({_I: sympy.I})
+    if tree.has(sympy.nan, sympy.zoo):
+        return None
+    if isinstance(tree, sympy.Expr):
+        _at_a_point(tree, tree.free_symbols)  # raises if it cannot be computed
+    return tree
+
+
+def _at_a_point(tree: sympy.Expr, symbols: set[sympy.Basic]) -> sympy.Expr:
+    """The value to 20 digits, where the variables have some fixed values."""
+    point = {symbol: sympy.Float(0.7 + 0.37 * i, 30) for i, symbol in enumerate(sorted(symbols, key=str))}
+    return sympy.N(tree.xreplace(point), 20)
 
 
 def _as_latex(text: str) -> str | None:
@@ -767,7 +787,8 @@ def _same_percent(gold: _Form, answer: _Form) -> bool:
         return not answer.unit and _equal(gold.tree / 100, answer.tree)
     if gold.unit:
         return False
-    large = bool(gold.tree.is_number and abs(sympy.N(gold.tree)) >= 1)
+    size = abs(sympy.N(gold.tree))
+    large = bool(size.is_comparable and size >= 1)
     return _equal(gold.tree, answer.tree / 100) or (large and _equal(gold.tree, answer.tree))
 
 
@@ -777,12 +798,12 @@ def _equal(gold: sympy.Basic | sympy.MatrixBase, answer: sympy.Basic | sympy.Mat
     The look at the numbers first saves SymPy's `simplify`, which can take minutes, on nearly all wrong answers; and
     math-verify compares decimals by rounding to 6 places, which makes equal whatever is near 0."""
     if isinstance(gold, sympy.Expr) and isinstance(answer, sympy.Expr):
-        symbols = sorted(gold.free_symbols | answer.free_symbols, key=str)
-        point = {symbol: sympy.Float(0.7 + 0.37 * i, 30) for i, symbol in enumerate(symbols)}
+        symbols = gold.free_symbols | answer.free_symbols
+        expected, got = _at_a_point(gold, symbols), _at_a_point(answer, symbols)
+        size, gap = abs(expected), abs(expected - got)
         named = isinstance(gold, sympy.Symbol) or isinstance(answer, sympy.Symbol)
-        expected, got = (sympy.N(tree.xreplace(point), 20) for tree in (gold, answer))
-        if not named and expected.is_finite and got.is_finite and expected.is_number and got.is_number:
-            if abs(expected - got) > (1e-4 * abs(expected) if abs(expected) < 1e-2 else 1e-6 * (1 + abs(expected))):
+        if not named and size.is_finite and gap.is_finite and size.is_comparable and gap.is_comparable:
+            if gap > (1e-4 * size if size < 1e-2 else 1e-6 * (1 + size)):
                 return False
     return bool(
         verify(gold, answer, strict=True, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)

@@ -1,0 +1,260 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rule `final_answer`: which answer counts, what equals what, and what hostile text can do to it."""
+
+from __future__ import annotations
+
+import threading
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verl_rlar.tools.rules.math import LONGEST, TAIL, final_answer, find_answer
+from verl_rlar.types import Kind, Query, Sample, Verdict
+
+
+def check(reference: str | None, response: str) -> Verdict:
+    return final_answer(Sample(query=Query(messages=(), reference=reference), response=response))
+
+
+def value(reference: str | None, response: str) -> float | None:
+    return check(reference, response).value
+
+
+WRAPPED = (
+    "{}",
+    r"\boxed{{{}}}",
+    "so $\\boxed{{{}}}$.",
+    "#### {}",
+    "1 + 1 = 2\n#### {}\n",
+    "The answer is {}.",
+    "**Answer:** {}",
+    "Final answer: ${}$",
+    "\\[\n{}\n\\]",
+    "<think>7, or \\boxed{{8}}</think> The answer is \\({}\\).",
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(n=st.integers(-(10**7), 10**7), wrapper=st.sampled_from(WRAPPED))
+def test_an_integer_is_found_in_every_wrapping_and_its_neighbours_are_not(n: int, wrapper: str) -> None:
+    assert value(str(n), wrapper.format(n)) == 1.0
+    assert value(str(n), wrapper.format(f"{n:,}")) == 1.0
+    assert value(str(n), wrapper.format(n + 1)) == 0.0
+    if n:
+        assert value(str(n), wrapper.format(-n)) == 0.0
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    f=st.fractions(-50, 50, max_denominator=60), k=st.integers(1, 5), frac=st.sampled_from(["frac", "dfrac", "tfrac"])
+)
+def test_a_fraction_is_the_same_in_every_spelling(f: Fraction, k: int, frac: str) -> None:
+    reference = rf"\frac{{{f.numerator}}}{{{f.denominator}}}"
+    sign = "-" if f < 0 else ""
+    assert value(reference, rf"\boxed{{{sign}\{frac}{{{abs(f.numerator) * k}}}{{{f.denominator * k}}}}}") == 1.0
+    assert value(reference, f"The answer is {f.numerator}/{f.denominator}") == 1.0
+    assert value(reference, rf"\boxed{{\frac{{{f.numerator + 1}}}{{{f.denominator}}}}}") == 0.0
+    assert value(str(f), rf"\boxed{{{reference}}}") == 1.0
+
+
+@settings(deadline=None, max_examples=40)
+@given(items=st.lists(st.integers(-99, 99), min_size=2, max_size=5, unique=True), data=st.data())
+def test_order_is_free_in_a_set_and_binding_in_a_tuple(items: list[int], data: st.DataObject) -> None:
+    other = data.draw(st.permutations(items))
+    comma = ", ".join(map(str, items))
+    shuffled = ", ".join(map(str, other))
+    assert value(rf"\{{{comma}\}}", rf"\boxed{{\{{{shuffled}\}}}}") == 1.0
+    assert value(comma, rf"\boxed{{{shuffled}}}") == 1.0
+    assert value(f"({comma})", rf"\boxed{{({shuffled})}}") == float(list(other) == items)
+    assert value(rf"\{{{comma}\}}", rf"\boxed{{({comma})}}") == 0.0
+    assert value(comma, rf"\boxed{{{', '.join(map(str, items[1:]))}}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "right", "wrong"),
+    [
+        ("5 cm", ["5 cm", "5", "5cm", r"5\text{ cm}", "5 centimeters"], ["5 m", "5m", "5 cm^2", r"5\,\mathrm{mm}"]),
+        ("5", ["5 cm", "5 apples", "5m"], ["6 cm", "5x"]),
+        (r"864 \mbox{ inches}^2", ["864 square inches", "864"], ["864 inches", "864 square feet"]),
+        (r"90^\circ", ["90", "90°", "90 degrees"], ["90 radians", "91°"]),
+        (r"\$36", ["36", "$36", "36 dollars", "$36.00"], ["36 cents", "€36"]),
+        ("50%", [r"50\%", "50 percent", "50", "0.5", "1/2"], ["5%", "0.05", "50 cm"]),
+        ("0.5", ["50%", "1/2"], ["0.5%", "50"]),
+        ("50", ["50%"], ["0.5"]),
+        ("52_8", ["52_{8}", "52"], ["52_7", "53_8"]),
+        ("(3,4]", ["(3, 4]", r"x \in (3,4]", r"3 < x \le 4"], ["(3,4)", "[3,4]", "[3,4)", "(4,3]", "3, 4"]),
+        (r"(-\infty,1)\cup(2,3]", [r"(2,3]\cup(-\infty,1)"], [r"(2,3)\cup(-\infty,1)", r"(-\infty,1)"]),
+        (r"3 \pm 2\sqrt{2}", [r"3-2\sqrt2, 3+\sqrt8"], [r"3+2\sqrt{2}", r"2 \pm 3\sqrt{2}"]),
+        ("x=5", ["5", "x=5", "5=x"], ["y=5", "x=6"]),
+        ("x=1, y=2", ["y=2, x=1"], ["x=2, y=1", "x=1"]),
+        ("3", ["f(2)=3"], ["2x+y=3"]),
+        ("6", [r"2\cdot 3"], ["2 3", "5"]),
+        ("5", [], ["2(3)", "2 3"]),
+        ("0.0000001", ["1e-7"], ["0.0000002", "0"]),
+        (r"\frac13", ["0.333333"], ["0.33", "0.3334"]),
+        ("1+2i", ["2i+1", r"1 + 2\cdot i"], ["2+i", "1-2i"]),
+        (r"\text{Evelyn}", ["Evelyn", "evelyn"], ["Eve", "nylevE"]),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}"], ["(1,2)"]),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", [], [r"\begin{pmatrix}1&2\end{pmatrix}"]),
+        ("2^{2021}", [r"2 \cdot 2^{2020}"], ["2^{2020}", "2^{2021}+1"]),
+    ],
+)  # fmt: skip
+def test_what_equals_the_reference(reference: str, right: list[str], wrong: list[str]) -> None:
+    for answer in right:
+        assert value(reference, rf"\boxed{{{answer}}}") == 1.0, answer
+    for answer in wrong:
+        assert value(reference, rf"\boxed{{{answer}}}") == 0.0, answer
+
+
+def test_listing_candidates_is_a_wrong_answer() -> None:
+    for response in (
+        r"\boxed{5} or \boxed{6}",
+        r"\boxed{5, 6}",
+        "The answer is 5 or 6.",
+        "The answer is $5$ or $6$.",
+        "5 or 6",
+    ):
+        assert value("5", response) == 0.0, response
+
+
+def test_boxes_side_by_side_are_one_answer_with_several_values() -> None:
+    assert value("1, 2", r"$x=\boxed{1}$ and $x=\boxed{2}$") == 1.0
+    assert value("1, 2", r"\boxed{2}") == 0.0
+
+
+def test_the_last_box_or_hashes_line_counts_whichever_is_later() -> None:
+    assert value("5", "\\boxed{4} was wrong, so I start from scratch and get \\boxed{5}") == 1.0
+    assert value("5", "\\boxed{4}\n#### 5") == 1.0
+    assert value("5", "#### 5\nno wait: \\boxed{4}") == 0.0
+
+
+def test_a_box_that_is_never_closed_is_no_answer() -> None:
+    assert find_answer(r"\boxed{12") != "12"
+    assert value("5", r"\boxed{5} and then \boxed{6") == 1.0
+
+
+def test_a_heading_is_no_hashes_answer() -> None:
+    assert value("5", "#### Step 3: add 4\nThe answer is 5.") == 1.0
+
+
+def test_thoughts_are_no_answer() -> None:
+    assert value("5", r"<think>\boxed{5}</think> I do not know.") == 0.0
+
+
+def test_a_response_without_an_answer_scores_0_and_says_so() -> None:
+    verdict = check("5", "I do not know.")
+    assert verdict == Verdict(value=0.0, reason="no final answer found")
+    assert value("5", "") == 0.0
+
+
+@pytest.mark.parametrize("reference", [None, "", "  ", "???", "+-", r"\sum_{n=1}^3 n", r"\frac{1}{0}", "((1)"])
+def test_a_reference_that_cannot_be_read_makes_it_abstain_whatever_the_response(reference: str | None) -> None:
+    for response in ("5", "", str(reference)):
+        assert value(reference, response) is None
+
+
+def test_a_reference_may_be_a_worked_solution() -> None:
+    assert value("3 + 4 = 7\n#### 7", "7") == 1.0
+    assert value(r"It is $\boxed{7}$.", "7") == 1.0
+
+
+def test_text_of_the_answer_is_never_executed(tmp_path: Path) -> None:
+    target = tmp_path / "executed"
+    code = f"__import__('pathlib').Path('{target}').touch()"
+    for text in (
+        code,
+        f"({code})",
+        rf"\text{{{code}}}",
+        f"1+{code}",
+        f"sqrt({code})",
+        f"x={code}",
+        code.replace("_", r"\_"),
+    ):
+        for response in (text, rf"\boxed{{{text}}}", f"#### {text}", f"The answer is {text}", f"${text}$"):
+            assert value("5", response) in (0.0, 1.0)
+            value(response, "5")
+    assert not target.exists()
+
+
+def test_it_never_calls_eval_or_a_parser_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    import builtins
+
+    import sympy.parsing.sympy_parser as parser
+
+    calls: list[str] = []
+    real = builtins.eval
+    monkeypatch.setattr(builtins, "eval", lambda source, *rest: calls.append(str(source)) or real(source, *rest))
+    monkeypatch.setattr(parser, "eval_expr", lambda *args: calls.append(args[0]))
+    for text in ("1/2", "(1+2)*3", "12.5", "x+1", "sqrt(2)", r"\frac{x}{2}", "1e5", "1,234", "5 cm", "(0,5)"):
+        value("7", rf"\boxed{{{text}}}")
+        value(text, "7")
+    assert not calls
+
+
+def test_it_works_off_the_main_thread() -> None:
+    values: list[float | None] = []
+    thread = threading.Thread(target=lambda: values.append(value(r"\frac{1}{2}", r"\boxed{0.5}")))
+    thread.start()
+    thread.join()
+    assert values == [1.0]
+
+
+HOSTILE = {
+    "ten megabytes": "a " * 5_000_000,
+    "ten megabytes of digits": "1" * 10_000_000,
+    "open boxes": r"\boxed{" * 30_000,
+    "many boxes": r"\boxed{1}" * 20_000,
+    "dollars": "$" * TAIL,
+    "open parentheses": r"\(" * 100_000,
+    "open brackets": r"\[" * 100_000,
+    "phrases": "answer is " * 20_000,
+    "phrases without an end": "answer to " * 20_000,
+    "hashes": "####" * 50_000,
+    "spaces": "answer" + " " * TAIL,
+    "thousands": "123," * 50_000,
+    "stars": "*" * TAIL,
+    "a tower of powers": r"\boxed{9^{9^{9^{9^{9}}}}}",
+    "a large power": r"\boxed{10^{10^{10}}}",
+    "a large factorial": r"\boxed{100000000!}",
+    "factorials": r"\boxed{5" + "!" * 300 + "}",
+    "a large binomial": r"\boxed{\binom{100000000}{50000000}}",
+    "a large sum": r"\boxed{\sum_{n=1}^{100000000} n}",
+    "an expansion": r"\boxed{(x+y+z+1)^{500}}",
+    "nested parentheses": r"\boxed{" + "(" * 250 + "1" + ")" * 250 + "}",
+    "nested fractions": r"\boxed{" + r"\frac{1}{" * 11 + "1" + "}" * 11 + "}",
+    "a long sum": r"\boxed{" + "1+" * 250 + "1}",
+    "a box that is too long": r"\boxed{" + "1+" * LONGEST + "5}",
+    "a zero denominator": r"\boxed{\frac{1}{0}}",
+    "surrogates": "\ud800 \\boxed{\ud800}",
+    "zero bytes": "\0\\boxed{\0}",
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_responses_are_wrong_answers_in_bounded_time(name: str) -> None:
+    assert value("5", HOSTILE[name]) == 0.0
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.text(alphabet="0123456789xyi+-*/^=<>()[]{}\\,;.!|%$_ \n&", max_size=25))
+def test_any_text_gets_a_verdict_and_the_same_one_twice(text: str) -> None:
+    first = check("5", rf"\boxed{{{text}}}")
+    assert first.value in (0.0, 1.0)
+    assert check("5", rf"\boxed{{{text}}}") == first
+
+
+def test_the_spec_describes_it() -> None:
+    spec = final_answer.spec
+    assert spec.name == "final_answer" and spec.kind == "rule" and spec.scope.kinds == {Kind.MATH}
+    assert (spec.low, spec.high) == (0.0, 1.0) and spec.misses
+
+
+@pytest.mark.parametrize(
+    "answer", ["i<1", r"e\begin{pmatrix}-i\end{pmatrix}", r"\frac{1}{0}", r"\sin\infty", r"\infty - \infty", "0/0"]
+)
+def test_an_answer_that_cannot_be_computed_is_wrong_not_our_failure(answer: str) -> None:
+    assert value("5", rf"\boxed{{{answer}}}") == 0.0
