@@ -162,6 +162,7 @@ CASES: list[tuple[str, dict[str, Any], list[str], list[str]]] = [
         ["Well. so what is next?", '"Well. So what is next?"'],
         [PROSE],
     ),
+    ("startend:end_checker", {"end_phrase": "What fun!”"}, ["He said “What fun!”"], ["He said “What fun!"]),
     ("startend:quotation", {}, [f'"{PROSE}"', f"“{PROSE}”"], [PROSE, f'"{PROSE}', f"'{PROSE}'"]),
     ("punctuation:no_comma", {}, ["No such sign here.", "positive"], [PROSE, "在中国，我们", "one، two"]),
 ]
@@ -347,6 +348,10 @@ def test_any_text_gets_a_share_and_loose_is_never_below_strict(text: str) -> Non
         ("It is 3.5 m long... maybe! Right?!", 2),
         ('He said "Go." Then he left.', 2),
         ("J. R. R. Tolkien wrote it.", 1),
+        ("By J.D. Salinger. A book of the U.S. Army, Inc. and others.", 2),
+        ("They live in the U.S. The others do not. It was 6 a.m. Nobody spoke.", 4),
+        ('"R.P.M." by R.E.M. is a song.', 1),
+        ("1... Nf6 is a move.", 1),
         ("**Bold end.** Next one", 2),
         ("Ends with an emoji! 🎉", 1),
         ("你好。世界！", 2),

@@ -311,12 +311,12 @@ def _ends(text: str, start: int, match: re.Match[str]) -> bool:
     if len(marks) > 1 or marks == "…":
         return not lower_follows
     if closers and not set(closers) <= set("*_`"):
-        return True
+        return not lower_follows
     if not word:
         return _says_something(before)
     if word in _MAY_END:
         return not lower_follows
-    if word in _BEFORE_NAMES:
+    if word in _BEFORE_NAMES or re.fullmatch(r"[a-z](?:\.[a-z])+", word):
         following = _WORD.match(after)
         return following is None or (not lower_follows and following.group().lower() in _STARTERS)
     if word in _ABBREVIATIONS:
@@ -529,7 +529,8 @@ def _repeat_prompt(text: str, args: _Arguments) -> bool:
 
 
 def _end_checker(text: str, args: _Arguments) -> bool:
-    return text.strip().strip('"“”').lower().endswith(args.text("end_phrase").strip().lower())
+    said, phrase = text.strip().lower(), args.text("end_phrase").strip().lower()
+    return said.endswith(phrase) or said.strip('"“”').endswith(phrase)
 
 
 def _quotation(text: str, args: _Arguments) -> bool:
