@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,10 @@ MIXED_ROWS: list[dict[str, Any]] = [
     {
         "prompt": "Write without commas.",
         "data_source": "ifeval",
-        "extra": {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        "extra": {
+            "instruction_id_list": ["punctuation:no_comma", "keywords:existence"],
+            "kwargs": [{}, {"keywords": ["sun"]}],
+        },
     },
 ]
 
@@ -93,6 +96,9 @@ def plan(path: str, *args: str, code: int = 0) -> dict[str, list[dict[str, Any]]
 
 def conflicts(found: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     return {record["sort"]: record for record in found["conflict"]}
+
+
+ROUTES_ONLY = ("--sample", "0")
 
 
 # score
@@ -159,7 +165,7 @@ def test_a_hostile_response_is_shown_as_text(tmp_path: Path, args: tuple[str, ..
     assert "Ann" in lines[0] or "ann" in lines[0]
     for char in "\x1b\x07\u202e\x9b\r":
         assert char not in result.stdout + result.stderr
-    planned = process("plan", write(tmp_path / "plan.jsonl", [{**row, "reference": None}]))
+    planned = process("plan", write(tmp_path / "plan.jsonl", [{**row, "reference": None}]), *ROUTES_ONLY)
     assert planned.returncode == 0, planned.stderr
     assert "[red]x[/red]" in planned.stdout, "markup is text"
     for char in "\x1b\x07\u202e\x9b\r":
@@ -263,7 +269,7 @@ def processes_of(session: int) -> list[int]:
 
 
 def test_a_plan_says_what_goes_where(tmp_path: Path) -> None:
-    found = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS))
+    found = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS), *ROUTES_ONLY)
     summary = found["summary"][0]
     assert summary["rows"] == 10
     assert (summary["verifiable"], summary["verified"], summary["coverage"]) == (9, 9, 1.0)
@@ -286,10 +292,10 @@ def test_gold_answers_win_against_garbage_on_sound_data(tmp_path: Path) -> None:
 
 
 def test_uncovered_queries_are_reported_with_an_example(tmp_path: Path) -> None:
-    (uncovered,) = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS))["uncovered"]
+    (uncovered,) = plan(write(tmp_path / "rows.jsonl", MIXED_ROWS), *ROUTES_ONLY)["uncovered"]
     assert (uncovered["kind"], uncovered["rows"]) == ("open", 1)
     assert uncovered["examples"] == [{"line": 9, "prompt": "Tell me about your day.", "note": ""}]
-    assert "Tell me about your day." in rlar("plan", str(tmp_path / "rows.jsonl")).stdout
+    assert "Tell me about your day." in rlar("plan", str(tmp_path / "rows.jsonl"), *ROUTES_ONLY).stdout
 
 
 @pytest.mark.parametrize(
@@ -306,7 +312,7 @@ def test_a_route_where_gold_does_not_win_is_an_error(tmp_path: Path, case: str, 
     assert error["examples"][0]["line"] == 1
     assert found["summary"][0]["errors"] == 1
     assert "gold does not win" in rlar("plan", path).stdout
-    assert plan(path, "--sample", "0")["error"] == [], "nothing is tried without a sample"
+    assert plan(path, *ROUTES_ONLY)["error"] == [], "nothing is tried without a sample"
 
 
 def test_references_that_the_tool_cannot_use_are_a_conflict(tmp_path: Path) -> None:
@@ -322,14 +328,14 @@ def test_contradicting_labels_are_conflicts(tmp_path: Path) -> None:
         {**MATH_ROWS[0], "reference": "73"},
         {**MATH_ROWS[1], "extra": {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]}},
     ]
-    found = conflicts(plan(write(tmp_path / "rows.jsonl", rows)))
+    found = conflicts(plan(write(tmp_path / "rows.jsonl", rows), *ROUTES_ONLY))
     assert found["different_references"]["rows"] == 1
     assert found["different_references"]["examples"][0]["line"] == 4
     assert "row 1" in found["different_references"]["examples"][0]["note"]
     assert "its reference (math)" in found["unscored_check"]["what"]
     assert found["unscored_check"]["examples"][0]["line"] == 5
     assert "4 math, 1 constraints" in found["mixed_source"]["what"]
-    assert not conflicts(plan(write(tmp_path / "sound.jsonl", MATH_ROWS)))
+    assert not conflicts(plan(write(tmp_path / "sound.jsonl", MATH_ROWS), *ROUTES_ONLY))
 
 
 def test_the_plan_of_parquet_is_the_plan_of_the_same_json_lines(tmp_path: Path) -> None:
@@ -344,8 +350,8 @@ def test_the_plan_of_parquet_is_the_plan_of_the_same_json_lines(tmp_path: Path) 
         for i, row in enumerate(MIXED_ROWS)
     ]
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
-    of_json = plan(write(tmp_path / "rows.jsonl", rows))
-    assert plan(str(tmp_path / "rows.parquet")) == of_json
+    of_json = plan(write(tmp_path / "rows.jsonl", rows), "--sample", "2")
+    assert plan(str(tmp_path / "rows.parquet"), "--sample", "2") == of_json
     assert of_json["summary"][0]["verified"] == 9
 
 
@@ -358,7 +364,9 @@ def test_renaming_the_data_sources_changes_no_decision(tmp_path: Path) -> None:
 
 
 def test_bad_rows_are_left_out_of_the_plan_and_named(tmp_path: Path) -> None:
-    found = plan(write(tmp_path / "rows.jsonl", [MATH_ROWS[0], "{", {"reference": "4"}, *MATH_ROWS[1:]]), code=1)
+    found = plan(
+        write(tmp_path / "rows.jsonl", [MATH_ROWS[0], "{", {"reference": "4"}, *MATH_ROWS[1:]]), *ROUTES_ONLY, code=1
+    )
     assert [record["line"] for record in found["error"]] == [2, 3]
     assert (found["summary"][0]["rows"], found["summary"][0]["bad"]) == (3, 2)
 
@@ -424,20 +432,10 @@ def test_the_command_needs_neither_verl_nor_ray_nor_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-def test_real_gsm8k_rows_go_to_final_answer_and_their_labels_win() -> None:
+def test_the_references_of_math_500_go_to_final_answer_and_win(tmp_path: Path) -> None:
     path = Path(__file__).parent.parent / "recipes" / "data" / "math500.jsonl.gz"
-    if not path.exists():
-        pytest.skip("recipes/data is not here")
-    import gzip
-
     with gzip.open(path, "rt") as lines:
-        rows = [json.loads(line) for line in lines]
-    result = process(
-        "plan",
-        "-",
-        "--json",
-        stdin="".join(json.dumps({"prompt": r["prompt"], "reference": r["answer"]}) + "\n" for r in rows),
-    )
-    assert result.returncode == 0, result.stderr
-    summary = records(result.stdout)[-1]
-    assert Counter(summary["tools"]) == {"final_answer": len(rows)}
+        rows = [{"prompt": row["prompt"], "reference": row["answer"]} for row in map(json.loads, lines)]
+    found = plan(write(tmp_path / "rows.jsonl", rows), "--sample", "32")
+    assert found["summary"][0]["tools"] == {"final_answer": len(rows)}
+    assert found["route"][0]["dry"]["gold"] == 1.0

@@ -73,7 +73,7 @@ def _parquet(path: str) -> Iterator[tuple[int, Row | DataError]]:
     except ImportError as error:
         raise DataError(f"reading {path} needs pyarrow, which is not installed: pip install pyarrow") from error
     try:
-        with ParquetFile(path) as file:
+        with open(path, "rb") as source, ParquetFile(source) as file:
             number = 0
             for batch in file.iter_batches(batch_size=BATCH):
                 for row in batch.to_pylist():
