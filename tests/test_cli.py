@@ -378,6 +378,11 @@ def test_a_sample_bounds_the_dry_score_and_is_the_same_every_time(tmp_path: Path
     assert first["route"][0]["dry"]["rows"] == 5
 
 
+def test_equal_references_in_a_small_sample_are_no_error_where_the_data_has_others(tmp_path: Path) -> None:
+    rows = [{"prompt": f"No. {i}\nA) x\nB) y", "reference": "B" if i == 7 else "A"} for i in range(20)]
+    assert plan(write(tmp_path / "rows.jsonl", rows), "--sample", "2")["route"][0]["verdict"] == "ok"
+
+
 def test_gates_do_not_stand_in_the_way_of_bare_gold(tmp_path: Path) -> None:
     rows = [{**row, "extra": {"format": "think"}} for row in MATH_ROWS]
     (route,) = plan(write(tmp_path / "rows.jsonl", rows))["route"]

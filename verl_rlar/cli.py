@@ -344,7 +344,7 @@ def _progress() -> Iterator[Callable[[str, int, int | None], None]]:
         def on_progress(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
                 tasks[stage] = progress.add_task(stage, total=total)
-            progress.update(tasks[stage], completed=done)
+            progress.update(tasks[stage], completed=done, total=total)
 
         yield on_progress
 

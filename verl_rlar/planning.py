@@ -40,6 +40,8 @@ WIN_SHARE = 0.75
 GSM8K the prompt itself ends in the right number."""
 EXAMPLES = 3
 """Most examples of anything."""
+OTHERS = 16
+"""Most different gold answers of a route that are kept, to be tried as wrong answers to other rows."""
 EXCERPT = 160
 """Most characters of a prompt or reference in an example."""
 
@@ -207,6 +209,9 @@ async def make_plan(
             survey.add(number, query, await dispatcher.route(query))
         on_progress("routing", survey.rows + len(survey.bad), None)
     jobs = [job for group in survey.groups.values() for job in group.jobs()]
+    on_progress("routing", survey.rows + len(survey.bad), survey.rows + len(survey.bad))
+    if jobs:
+        on_progress("dry scoring", 0, len(jobs))  # the start of the workers takes a while
 
     async def run(job: _Job) -> tuple[_Job, Score]:
         return job, await dispatcher.score(Sample(query=job.row.query, response=job.response), _ungated(job.row.route))
@@ -249,12 +254,15 @@ class _Group:
         self.rows = 0
         self.kinds: Counter[str] = Counter()
         self.sample: list[_Row] = []
+        self._others: dict[str, str] = {}
         self._size = sample
         self._random = random.Random(0)
 
     def add(self, row: _Row) -> None:
         self.rows += 1
         self.kinds[row.route.kind.value] += 1
+        if row.route.covered and len(self._others) < OTHERS and (gold := gold_answer(row.query, row.route.kind)):
+            self._others.setdefault(_stated(gold), gold)
         if len(self.sample) < self._size:
             self.sample.append(row)
         elif (place := self._random.randrange(self.rows)) < self._size:
@@ -263,12 +271,19 @@ class _Group:
     def jobs(self) -> Iterable[_Job]:
         """Every answer to be scored, for every sampled row; nothing where no tool scores."""
         self.sample.sort(key=lambda row: row.number)
-        rows = [row for row in self.sample if row.route.covered]
-        golds = [gold_answer(row.query, row.route.kind) for row in rows]
-        for place, (row, gold) in enumerate(zip(rows, golds, strict=True)):
-            if gold is not None:
-                yield _Job(row, "gold", gold)
-            yield from (_Job(row, sort, text) for sort, text in _garbage(row, place, golds))
+        for row in self.sample:
+            if row.route.covered:
+                gold = gold_answer(row.query, row.route.kind)
+                if gold is not None:
+                    yield _Job(row, "gold", gold)
+                    if self.rows > 1:
+                        yield _Job(row, "other_reference", self._other(row, gold))
+                yield from (_Job(row, sort, text) for sort, text in _garbage(row))
+
+    def _other(self, row: _Row, gold: str) -> str:
+        """The gold answer to another row: a different one, unless all rows have the same."""
+        others = [other for stated, other in self._others.items() if stated != _stated(gold)]
+        return others[row.number % len(others)] if others else gold
 
     def dry_run(self) -> DryRun:
         rows = [row for row in self.sample if row.scores]
@@ -418,14 +433,10 @@ def gold_answer(query: Query, kind: Kind) -> str | None:
     return f"The answer is ({letter[1].upper()})." if letter else query.reference
 
 
-def _garbage(row: _Row, place: int, golds: list[str | None]) -> Iterable[tuple[str, str]]:
-    """Answers that must not win: sort and text. The one to another row differs from the row's own where any does."""
+def _garbage(row: _Row) -> Iterable[tuple[str, str]]:
+    """Answers that must not win: sort and text."""
     yield "empty", ""
     yield "i_dont_know", "I don't know."
-    own = golds[place]
-    others = [gold for gold in golds[place + 1 :] + golds[:place] if gold is not None]
-    if own is not None and others:
-        yield "other_reference", next((gold for gold in others if _stated(gold) != _stated(own)), others[0])
     yield "prompt", row.query.prompt
     yield "random_words", " ".join(random.Random(row.number).choices(WORDS, k=12))
 
