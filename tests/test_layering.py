@@ -12,11 +12,12 @@ PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__", "types", "errors", "config"),
-    ("rows", "features", "ledger"),
+    ("rows", "row_files", "streams", "features", "ledger"),
     ("tools",),
     ("library", "scoring"),
     ("router",),
-    ("dispatcher", "planning"),
+    ("dispatcher",),
+    ("planning",),
     ("service",),
     ("cpu", "plugin", "trainer", "reward_manager", "cli", "__main__"),
 )

@@ -22,7 +22,8 @@ the mean of the scored ones (`rlar.scoring.on_unscored`). Then, in verl's own GR
 The wait costs nothing: the step cannot end before the siblings are there anyway; and it has a deadline
 (`rlar.scoring.sibling_timeout_s`). RLOO's advantage is 0 likewise. Estimators that normalise over the whole batch
 (REINFORCE++) or add the KL to the reward (``algorithm.use_kl_in_reward``) are not covered: there the number is merely
-inconspicuous. In validation nothing waits: `neutral` goes out, and ``rlar_scored`` tells it apart.
+inconspicuous. With ``rollout.n=1`` verl's baseline is 0, so `neutral` should be 0 as well. In validation nothing waits:
+`neutral` goes out, and ``rlar_scored`` tells it apart.
 
 Guarantees: the same keys in every ``reward_extra_info``, whatever happened (verl reads the first sample's for all); no
 exception leaves `run_single` for what a response, a tool or the service did; every wait has a deadline.
@@ -90,7 +91,7 @@ class RlarRewardManager(RewardManagerBase):
             route = Route(parts=(), reason=str(error), kind=Kind.OPEN, covered=False, snapshot="")
             score = Score(value=None, outcome=Outcome.FAILED, reason=str(error))
         seconds = time.perf_counter() - start
-        sent, sent_as = await self._number(sample, score)
+        sent, sent_as = await self._number(sample, route, score)
         self._service.record(
             Row(sample=sample, route=route, score=score, sent=sent, sent_as=sent_as, received=received, seconds=seconds)
         )
@@ -104,11 +105,12 @@ class RlarRewardManager(RewardManagerBase):
         """Ends the processes for rules."""
         self._runner.close()
 
-    async def _number(self, sample: Sample, score: Score) -> tuple[float, str]:
+    async def _number(self, sample: Sample, route: Route, score: Score) -> tuple[float, str]:
         """The float that verl gets, and what it is; see the module."""
         if score.value is not None:
             return score.value, "value"
-        if self._rlar.scoring.on_unscored == "siblings" and sample.split == "train":
+        hopeful = bool(route.parts) or not route.snapshot  # on a route without tools no sibling is scored either
+        if hopeful and self._rlar.scoring.on_unscored == "siblings" and sample.split == "train":
             mean = await self._service.sibling_mean(sample.uid, sample.session, sample.group_size)
             if mean is not None:
                 return mean, "siblings"

@@ -44,6 +44,8 @@ STEPS_KEPT = 8
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
+START_TIMEOUT_S = 300.0
+"""How long the start of the service may take, imports included, in seconds."""
 RECONNECT_S = 0.2
 """Pause between two calls to a service that does not answer, in seconds."""
 
@@ -169,10 +171,13 @@ class _Journaled:
 
 
 class Client:
-    """A process's access to the service. Use from one event loop, but for `begin_step`.
+    """A process's access to the service. Made when the service answers. Use from one event loop, but for `begin_step`.
 
     Args:
         config: The settings of the run; whoever comes first starts the service with them.
+
+    Raises:
+        ServiceUnreachable: It did not start in time, or cannot, for example as its ledger cannot be opened.
     """
 
     def __init__(self, config: RlarConfig) -> None:
@@ -182,6 +187,12 @@ class Client:
             .options(name=ACTOR_NAME, get_if_exists=True, num_cpus=0, max_restarts=-1, max_concurrency=10_000)
             .remote(config, uuid.uuid4().hex)
         )
+        try:
+            ray.get(self._actor.pid.remote(), timeout=START_TIMEOUT_S)
+        except ray.exceptions.RayActorError as error:
+            raise ServiceUnreachable(f"the rlar service cannot start: {str(error).strip().splitlines()[-1]}") from error
+        except ray.exceptions.GetTimeoutError as error:
+            raise ServiceUnreachable(f"the rlar service did not start within {START_TIMEOUT_S:g} s") from error
         self._snapshots: dict[int, Snapshot] = {}
         self._routes = RouteCache(_Remote(self))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)

@@ -58,7 +58,7 @@ def response(row: dict[str, Any], session: int, question: int, tokenizer: Any) -
     fields = {
         "raw_prompt": [{"role": "user", "content": row["question"]}],
         "data_source": "gsm8k",
-        "reward_model": {"style": "rule", "ground_truth": str(row["ground_truth"])},
+        "reward_model": {"style": "rule", "ground_truth": row["ground_truth"].rpartition("A:")[2].strip()},
         "extra_info": {"index": question},
         "uid": f"question-{question}",
         "session_id": session,
