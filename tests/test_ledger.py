@@ -110,7 +110,9 @@ def test_a_new_start_is_a_new_attempt_and_a_writer_that_comes_back_goes_on_with_
 
 def test_a_group_is_known_by_session(tmp_path: Path) -> None:
     with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
-        ledger.add([make_row(uid="g", session=0, value=0.25), make_row(uid="g", session=1, value=None), make_row(uid="h")])
+        ledger.add(
+            [make_row(uid="g", session=0, value=0.25), make_row(uid="g", session=1, value=None), make_row(uid="h")]
+        )
         assert ledger.group("g") == {0: 0.25, 1: None}
 
 

@@ -106,7 +106,9 @@ async def test_a_response_is_decoded_routed_scored_and_kept(
     ]
 
 
-async def test_all_results_have_the_same_flat_keys_whatever_happened(manager: RlarRewardManager, tokenizer: Any) -> None:
+async def test_all_results_have_the_same_flat_keys_whatever_happened(
+    manager: RlarRewardManager, tokenizer: Any
+) -> None:
     samples = [
         data(tokenizer, "5"),
         data(tokenizer, "", session_id=1),
@@ -136,7 +138,11 @@ async def test_an_unscored_response_goes_out_as_the_mean_of_its_siblings(
     manager._scorer = scorer
     assert [result["reward_score"] for result in results] == [1.0, 0.0, 0.5]
     await manager.flush()
-    assert [(row["value"], row["sent_as"]) for row in rows(config)] == [(1.0, "value"), (0.0, "value"), (None, "siblings")]
+    assert [(row["value"], row["sent_as"]) for row in rows(config)] == [
+        (1.0, "value"),
+        (0.0, "value"),
+        (None, "siblings"),
+    ]
 
 
 class _Outage:
@@ -161,7 +167,9 @@ async def test_a_killed_service_costs_a_moment_and_no_row(
     await manager.flush()
     for number in range(3):
         os.kill(await manager._service._call("pid", timeout_s=120), signal.SIGKILL)
-        samples = [data(tokenizer, "5", prompt=f"{number}?", uid=f"{number}", session_id=session) for session in range(3)]
+        samples = [
+            data(tokenizer, "5", prompt=f"{number}?", uid=f"{number}", session_id=session) for session in range(3)
+        ]
         results = await asyncio.gather(*map(manager.run_single, samples))
         assert [result["reward_score"] for result in results] == [1.0] * 3
     await manager.flush()

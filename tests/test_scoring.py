@@ -24,7 +24,9 @@ from verl_rlar.types import Kind, Outcome, Route, RoutePart, Sample, Score
 
 @pytest.fixture(scope="module")
 def runner() -> Iterator[RuleRunner]:
-    with RuleRunner(RulesConfig(processes=2, memory_gb=4), tuple(tool.target for tool in planted.SNAPSHOT.tools)) as made:
+    with RuleRunner(
+        RulesConfig(processes=2, memory_gb=4), tuple(tool.target for tool in planted.SNAPSHOT.tools)
+    ) as made:
         yield made
 
 
@@ -35,7 +37,9 @@ def route_of(*names: str, weights: tuple[float, ...] = (1.0,)) -> Route:
     for name in names:
         spec = planted.SNAPSHOT.tool(name)
         parts.append(RoutePart(tool=name, digest=spec.digest, gate=spec.gate, weight=0.0 if spec.gate else left.pop(0)))
-    return Route(parts=tuple(parts), reason="test", kind=Kind.SHORT_TEXT, covered=True, snapshot=planted.SNAPSHOT.version)
+    return Route(
+        parts=tuple(parts), reason="test", kind=Kind.SHORT_TEXT, covered=True, snapshot=planted.SNAPSHOT.version
+    )
 
 
 async def score(runner: RuleRunner, route: Route, sample: Sample | None = None, **config: float) -> Score:
@@ -149,7 +153,9 @@ if __name__ == "__main__":
 def test_no_worker_outlives_a_caller_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "caller.py"
     script.write_text(ORPHANING.format(tests=str(Path(__file__).parent)))
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True) as caller:
+    with subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as caller:
         assert caller.stdout is not None
         assert caller.stdout.readline() == "ready\n"
         workers = {int(pid) for pid in children_of(caller.pid)}

@@ -121,7 +121,7 @@ async def test_too_many_unscored_responses_stop_the_run_with_the_tools_and_reaso
     await service.record([make_row(uid=str(n), value=None) for n in range(7)])
     await service.begin_step(2)
     await service.record([make_row(uid="last", value=None)])
-    with pytest.raises(TooManyUnscored, match="8 of the last 8 responses.*8x exact_match"):
+    with pytest.raises(TooManyUnscored, match=r"8 of the last 8 responses.*8x exact_match"):
         await service.begin_step(3)
     await service.record([make_row(uid=str(n), value=1.0) for n in range(4)])
     await service.begin_step(4)

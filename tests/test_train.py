@@ -103,9 +103,18 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 def run(folder: Path, *overrides: str) -> str:
     """Trains; returns what was printed, which also stands in ``train.log``."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0", "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     done = subprocess.run(
-        command(folder, *overrides), env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command(folder, *overrides),
+        env=environment,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     (folder / "train.log").write_text(done.stdout)
     assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-60:])
@@ -143,14 +152,19 @@ def test_every_response_is_scored_by_the_tool_that_fits_its_query(folder: Path) 
 
 
 def test_verl_got_the_value_for_scored_and_a_flagged_neutral_number_for_unscored_responses(folder: Path) -> None:
-    assert query(folder, "SELECT COUNT(*) FROM scores WHERE value IS NOT NULL AND (sent_as != 'value' OR sent != value)") == [(0,)]
+    assert query(
+        folder, "SELECT COUNT(*) FROM scores WHERE value IS NOT NULL AND (sent_as != 'value' OR sent != value)"
+    ) == [(0,)]
     unscored = query(folder, "SELECT DISTINCT sent, sent_as FROM scores WHERE value IS NULL")
     assert unscored == [(0.5, "neutral")]
 
 
 def test_the_rollout_follows_the_weights(folder: Path) -> None:
     log = (folder / "train.log").read_text()
-    pearson = [float(value) for value in re.findall(r"training/rollout_actor_probs_pearson_corr:(?:np\.float\d+\()?([-\d.e]+)", log)]
+    pearson = [
+        float(value)
+        for value in re.findall(r"training/rollout_actor_probs_pearson_corr:(?:np\.float\d+\()?([-\d.e]+)", log)
+    ]
     assert len(pearson) == STEPS
     assert min(pearson) > 0.99
 

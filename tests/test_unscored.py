@@ -81,4 +81,6 @@ def test_a_group_with_one_scored_response_gives_no_gradient() -> None:
 def test_a_zero_in_place_of_an_outage_would_bend_it() -> None:
     honest, bent = advantages([1.0, 1.0, 0.5]), advantages([0.0, 1.0, 1.0, 0.5])
     assert honest[2] < 0 and bent[3] < 0 < bent[1]
-    assert not torch.equal(torch.sign(honest[:2]), torch.sign(bent[[0, 1]])), "the lost answer is pushed down for our fault"
+    assert not torch.equal(torch.sign(honest[:2]), torch.sign(bent[[0, 1]])), (
+        "the lost answer is pushed down for our fault"
+    )

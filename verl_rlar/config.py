@@ -25,26 +25,26 @@ class Section(BaseModel):
 
 
 class ScoringConfig(Section):
-    timeout_s: float = Field(10.0, gt=0)
-    """Deadline of one tool's call, in seconds, queueing and retries included. A tool's own shorter deadline holds too."""
-    retries: int = Field(1, ge=0, le=5)
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Deadline of one tool's call, in seconds, with queueing and retries. A tool's own shorter deadline holds too."""
+    retries: int = Field(default=1, ge=0, le=5)
     """How often a call is made again after an infrastructure error. A deadline or a wrong answer is not retried."""
     on_unscored: Literal["siblings", "neutral"] = "siblings"
     """What verl gets for an unscored response in training: the mean of its group's scored responses, or `neutral`."""
-    neutral: float = Field(0.5, ge=0, le=1)
+    neutral: float = Field(default=0.5, ge=0, le=1)
     """What verl gets for an unscored response where there is no scored sibling, and in validation."""
-    sibling_timeout_s: float = Field(600.0, gt=0)
+    sibling_timeout_s: float = Field(default=600.0, gt=0)
     """How long an unscored response waits for the scores of its siblings, in seconds; then it gets `neutral`."""
-    max_unscored: float = Field(0.5, gt=0, le=1)
-    """Share of unscored training responses in the window above which the run stops at the next step boundary. 1: never."""
-    unscored_window: int = Field(512, ge=1)
+    max_unscored: float = Field(default=0.5, gt=0, le=1)
+    """Share of unscored training responses in the window above which the run stops at a step boundary. 1: never."""
+    unscored_window: int = Field(default=512, ge=1)
     """Number of latest training responses over which `max_unscored` is measured; nothing stops before it is full."""
 
 
 class RulesConfig(Section):
-    processes: int = Field(2, ge=1, le=64)
+    processes: int = Field(default=2, ge=1, le=64)
     """Worker processes for rules per reward worker (`reward.num_workers`)."""
-    memory_gb: float = Field(4.0, gt=0)
+    memory_gb: float = Field(default=4.0, gt=0)
     """Address space of each of them, in GiB; a rule that needs more fails."""
 
 
@@ -58,7 +58,7 @@ class RoutingConfig(Section):
 class LedgerConfig(Section):
     store_responses: bool = True
     """Whether prompts and responses are kept (compressed). Without them a reward can be looked up, not replayed."""
-    flush_s: float = Field(0.02, gt=0)
+    flush_s: float = Field(default=0.02, gt=0)
     """Longest time a row waits in a reward worker before it is sent, in seconds."""
 
 
@@ -67,7 +67,7 @@ class RlarConfig(Section):
 
     run_dir: str = "rlar"
     """Folder of the ledger, made if missing. In training: inside the checkpoint folder."""
-    service_timeout_s: float = Field(30.0, gt=0)
+    service_timeout_s: float = Field(default=30.0, gt=0)
     """Deadline of a call from a reward worker to the service, in seconds, restarts of the service included."""
     scoring: ScoringConfig = ScoringConfig()
     rules: RulesConfig = RulesConfig()

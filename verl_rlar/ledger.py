@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger: the durable record of every route and every score of a run, in one SQLite file.
 
-Tables: ``scores`` (a row per response), ``routes`` (a row per decision), ``tools`` (specs by digest), ``texts`` (queries
-and responses, compressed, stored once by content), ``attempts`` (a row per start of training). `Ledger` writes (the
-service is its only user in training), `read` opens a file for reading while a run goes on.
+Tables: ``scores`` (a row per response), ``routes`` (a row per decision), ``tools`` (specs by digest), ``texts``
+(queries and responses, compressed, stored once by content), ``attempts`` (a row per start of training). `Ledger` writes
+(the service is its only user in training), `read` opens a file for reading while a run goes on.
 
 Guarantees: a call that has returned is durable against the death of any process, at any time (WAL; a power cut may cost
 the last moments, as ``synchronous=NORMAL`` does not wait for the disk); each call is one transaction, so a reader never
@@ -137,7 +137,16 @@ class Ledger:
     def add_route(self, query: Query, route: Route) -> None:
         """Keeps a decision. The first one for a (snapshot, query) stays."""
         parts = json.dumps([asdict(part) for part in route.parts])
-        values = (route.snapshot, query.key, route.name, route.kind.value, route.covered, parts, route.reason, time.time())
+        values = (
+            route.snapshot,
+            query.key,
+            route.name,
+            route.kind.value,
+            route.covered,
+            parts,
+            route.reason,
+            time.time(),
+        )
         with _explained(self.path), self._transaction():
             self._db.execute("INSERT OR IGNORE INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             if self._store_texts:
@@ -204,7 +213,10 @@ def read(path: Path) -> Iterator[sqlite3.Connection]:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise LedgerError(f"there is no ledger at {file}; give the folder `rlar` inside the run's checkpoint folder")
-    with _explained(file), closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db:
+    with (
+        _explained(file),
+        closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db,
+    ):
         _check_version(file, db.execute("PRAGMA user_version").fetchone()[0])
         db.row_factory = sqlite3.Row
         yield db

@@ -94,7 +94,11 @@ def check(config: DictConfig) -> RlarConfig:
         "reward.custom_reward_function.path would be ignored, as tools score every response; remove it",
     )
     manager = get("reward.reward_manager") or {}
-    ours = {"source": manager.get("source"), "name": manager.get("name"), "path": (manager.get("module") or {}).get("path")}
+    ours = {
+        "source": manager.get("source"),
+        "name": manager.get("name"),
+        "path": (manager.get("module") or {}).get("path"),
+    }
     refuse_unless(
         ours == REWARD_MANAGER,
         f"reward.reward_manager is {ours}, not {REWARD_MANAGER}; remove your override of reward.reward_manager.*",

@@ -4,13 +4,12 @@
 verl calls `RlarRewardManager.run_single` in one of ``reward.num_workers`` Ray actors, picked at random, as soon as a
 response is finished, while others are still being generated.
 
-What verl gets for a response that could not be scored
-------------------------------------------------------
-verl needs a float for every response, and whatever float goes out enters the baseline of its GRPO group. Three ways were
-weighed. Raising an exception makes verl's V1 trainer drop the trajectory and pad the batch, so the siblings' baseline
-loses a member and the batch its shape. Masking the response needs a trainer mode of our own, which would shut out verl's
-other modes. So the number is *bound late*: an unscored response waits until all its siblings are known and goes out as
-the mean of the scored ones (`rlar.scoring.on_unscored`). Then, in verl's own GRPO advantage,
+What verl gets for a response that could not be scored ------------------------------------------------------ verl needs
+a float for every response, and whatever float goes out enters the baseline of its GRPO group. Three ways were weighed.
+Raising an exception makes verl's V1 trainer drop the trajectory and pad the batch, so the siblings' baseline loses a
+member and the batch its shape. Masking the response needs a trainer mode of our own, which would shut out verl's other
+modes. So the number is *bound late*: an unscored response waits until all its siblings are known and goes out as the
+mean of the scored ones (`rlar.scoring.on_unscored`). Then, in verl's own GRPO advantage,
 
 - its own advantage is exactly 0: it moves nothing;
 - the group's mean, and so the sign and the order of the siblings' advantages, are what they were without it;
@@ -62,6 +61,7 @@ class RlarRewardManager(RewardManagerBase):
     def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
         super().__init__(config, tokenizer, compute_score)
         self._rlar = check(config)
+        self._decode = tokenizer.decode
         self._group_size = int(config.actor_rollout_ref.rollout.n)
         self._service = Client(self._rlar)
         self._runner = RuleRunner(self._rlar.rules, tuple(tool.target for tool in builtin_snapshot().tools))
@@ -126,7 +126,7 @@ class RlarRewardManager(RewardManagerBase):
             length = batch["attention_mask"][-responses.shape[-1] :].sum()
         return Sample(
             query=self._query(fields),
-            response=self.tokenizer.decode(responses[: int(length)], skip_special_tokens=True),
+            response=self._decode(responses[: int(length)], skip_special_tokens=True),
             step=int(fields["global_steps"]),
             uid=str(fields["uid"]),
             session=int(fields["session_id"]),
@@ -135,7 +135,9 @@ class RlarRewardManager(RewardManagerBase):
         )
 
     def _query(self, fields: Mapping[str, Any]) -> Query:
-        return query_of({name: plain(fields.get(name)) for name in ("raw_prompt", "data_source", "reward_model", "extra_info")})
+        return query_of(
+            {name: plain(fields.get(name)) for name in ("raw_prompt", "data_source", "reward_model", "extra_info")}
+        )
 
 
 def extra_info(route: Route, score: Score, seconds: float) -> dict[str, Any]:

@@ -72,7 +72,9 @@ class Scorer:
 
     async def _run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         retrying = AsyncRetrying(
-            stop=stop_after_attempt(1 + self._config.retries), retry=retry_if_exception_type(ConnectionError), reraise=True
+            stop=stop_after_attempt(1 + self._config.retries),
+            retry=retry_if_exception_type(ConnectionError),
+            reraise=True,
         )
         return await retrying(self._runner.run, spec, sample)
 

@@ -10,9 +10,8 @@ nothing twice; Ray starts a dead service again and clients try until their deadl
 wait has a deadline; a full disk delays rows, it does not stop the training.
 
 Not covered: the tools of a run are those it started with (they will change at step boundaries, `at` is that seam). Rows
-are sent to the service within `rlar.ledger.flush_s`, off the scoring path: a reward worker that is killed takes the rows
-of its last moments along (verl does not survive the death of a reward worker either).
-"""
+are sent to the service within `rlar.ledger.flush_s`, off the scoring path: a reward worker that is killed takes the
+rows of its last moments along (verl does not survive the death of a reward worker either)."""
 
 from __future__ import annotations
 
@@ -121,7 +120,9 @@ class Service:
             try:
                 await asyncio.wait_for(group.changed.wait(), end - loop.time())
             except (TimeoutError, asyncio.TimeoutError):
-                logger.warning("group %s: %d of %d responses known after %g s", uid, len(group.values), group_size, timeout_s)
+                logger.warning(
+                    "group %s: %d of %d responses known after %g s", uid, len(group.values), group_size, timeout_s
+                )
                 return None
         return group.mean()
 
@@ -137,8 +138,8 @@ class Service:
             worst = "; ".join(f"{count}x {reason}" for reason, count in Counter(unscored).most_common(3))
             raise TooManyUnscored(
                 f"before step {step}: {len(unscored)} of the last {len(recent)} responses could not be scored (limit "
-                f"rlar.scoring.max_unscored={limit:g}). Most frequent: {worst}. Mend the tool, or the data (`rlar plan` "
-                "shows which rows no tool fits), or raise the limit; training resumes from the last checkpoint."
+                f"rlar.scoring.max_unscored={limit:g}). Most frequent: {worst}. Mend the tool, or the data (`rlar "
+                "plan` shows which rows no tool fits), or raise the limit; training resumes from the last checkpoint."
             )
 
     async def pid(self) -> int:
@@ -182,11 +183,9 @@ class Client:
 
     def __init__(self, config: RlarConfig) -> None:
         self._config = config
-        self._actor = (
-            ray.remote(Service)
-            .options(name=ACTOR_NAME, get_if_exists=True, num_cpus=0, max_restarts=-1, max_concurrency=10_000)
-            .remote(config, uuid.uuid4().hex)
-        )
+        service: Any = ray.remote(Service)
+        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": 10_000}
+        self._actor = service.options(num_cpus=0, **options).remote(config, uuid.uuid4().hex)
         try:
             ray.get(self._actor.pid.remote(), timeout=START_TIMEOUT_S)
         except ray.exceptions.RayActorError as error:

@@ -2,9 +2,9 @@
 """Where verl's trainer tells us that a step begins.
 
 verl hands each batch of prompts, in training and in validation, to an agent loop manager, and lets the user name its
-class (``actor_rollout_ref.rollout.agent.agent_loop_manager_class``). Ours is verl's own, and does two things more before
-the prompts go out: it marks them as training or validation, which a reward call cannot see otherwise, and gives the
-service the chance to stop the run at this boundary.
+class (``actor_rollout_ref.rollout.agent.agent_loop_manager_class``). Ours is verl's own, and does two things more
+before the prompts go out: it marks them as training or validation, which a reward call cannot see otherwise, and gives
+the service the chance to stop the run at this boundary.
 
 Guarantees: prompts, sampling and order are verl's; an exception raised here ends the training with its message, where
 one raised in a reward call would only drop a group.

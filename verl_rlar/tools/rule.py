@@ -50,7 +50,9 @@ def rule(
 
     def describe(function: Callable[[Sample], Verdict]) -> Rule:
         if "<" in function.__qualname__:
-            raise ValueError(f"rule {name!r}: {function.__qualname__} cannot be imported by name; define it at top level")
+            raise ValueError(
+                f"rule {name!r}: {function.__qualname__} cannot be imported by name; define it at top level"
+            )
         module = inspect.getmodule(function)
         source = inspect.getsource(module) if module else inspect.getsource(function)
         described = cast(Rule, function)

@@ -2,10 +2,10 @@
 """`RuleRunner`: runs rules in worker processes that can be killed.
 
 A rule is trusted code fed hostile text: a number tower, a pathological pattern or a 10 MB response can keep it busy for
-hours, fill the memory or crash the interpreter. So each call runs in one of a few worker processes (pebble's pool), with
-a deadline after which that process is killed and replaced, and with a cap on its address space. The processes are
-started by loky, as fresh interpreters: the standard library's ways would fork the caller with all its threads, or import
-the caller's main module (verl, Ray, torch) into each of them.
+hours, fill the memory or crash the interpreter. So each call runs in one of a few worker processes (pebble's pool),
+with a deadline after which that process is killed and replaced, and with a cap on its address space. The processes are
+started by loky, as fresh interpreters: the standard library's ways would fork the caller with all its threads, or
+import the caller's main module (verl, Ray, torch) into each of them.
 
 Guarantees: `run` returns a `Verdict` or raises a `ToolError`; a caller that is cancelled frees its worker; one call's
 damage (globals, memory, a crash) ends with its process at the latest; no worker outlives a caller that was killed by
@@ -73,7 +73,9 @@ class RuleRunner:
     def __enter__(self) -> RuleRunner:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def close(self) -> None:
