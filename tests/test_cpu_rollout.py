@@ -17,10 +17,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
 
-from verl_rlar.cpu import metadata  # noqa: E402
-from verl_rlar.cpu.decoder import Completion, Decoder, Request, Sampling, request_seed  # noqa: E402
-from verl_rlar.cpu.models import build_tiny  # noqa: E402
-from verl_rlar.errors import ConfigError  # noqa: E402
+from verl_rlar.cpu import metadata
+from verl_rlar.cpu.decoder import Completion, Decoder, Request, Sampling, request_seed
+from verl_rlar.cpu.models import build_tiny
+from verl_rlar.errors import ConfigError
 
 
 @pytest.fixture(scope="module")
