@@ -315,6 +315,14 @@ def test_a_route_where_gold_does_not_win_is_an_error(tmp_path: Path, case: str, 
     assert plan(path, *ROUTES_ONLY)["error"] == [], "nothing is tried without a sample"
 
 
+def test_a_route_where_gold_cannot_be_scored_is_an_error_of_ours_and_no_lost_one(tmp_path: Path) -> None:
+    found = plan(write(tmp_path / "rows.jsonl", MATH_ROWS), "--set", "scoring.timeout_s=0.00001", code=1)
+    assert found["route"][0]["verdict"] == "failed"
+    assert found["route"][0]["dry"]["failed"] == 3
+    assert "could not be scored" in found["error"][0]["error"]
+    assert "failed on 3 of 3" in conflicts(found)["failed_gold"]["what"]
+
+
 def test_references_that_the_tool_cannot_use_are_a_conflict(tmp_path: Path) -> None:
     rows = [{"prompt": f"No. {i}\nA) x\nB) y", "reference": r} for i, r in enumerate("ABABABAE")]
     found = plan(write(tmp_path / "rows.jsonl", rows))
@@ -357,10 +365,10 @@ def test_the_plan_of_parquet_is_the_plan_of_the_same_json_lines(tmp_path: Path) 
 
 def test_renaming_the_data_sources_changes_no_decision(tmp_path: Path) -> None:
     renamed = [{**row, "data_source": row["data_source"][::-1] + "/math"} for row in MIXED_ROWS]
-    before = json.dumps(plan(write(tmp_path / "a.jsonl", MIXED_ROWS)))
+    before = json.dumps(plan(write(tmp_path / "a.jsonl", MIXED_ROWS), "--sample", "3"))
     for name in {row["data_source"] for row in MIXED_ROWS}:
         before = before.replace(f'"data_source": "{name}"', f'"data_source": "{name[::-1]}/math"')
-    assert plan(write(tmp_path / "b.jsonl", renamed)) == json.loads(before)
+    assert plan(write(tmp_path / "b.jsonl", renamed), "--sample", "3") == json.loads(before)
 
 
 def test_bad_rows_are_left_out_of_the_plan_and_named(tmp_path: Path) -> None:

@@ -380,12 +380,18 @@ def plan_records(plan: Plan) -> Iterator[dict[str, Any]]:
 
 def _errors(plan: Plan) -> list[str]:
     """What is wrong with each of `Plan.errors`, and what to do."""
-    return [
-        f"gold does not win: {group.tool} on data_source {group.data_source!r}: gold answers score more than garbage "
-        f"on {group.dry.wins} of {group.dry.rows} sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that "
-        "cannot tell them apart teaches nothing: look at the examples, correct the references or columns of these rows"
-        for group in plan.errors
-    ]
+    messages = []
+    for group in plan.errors:
+        dry, where = group.dry, f"{group.tool} on data_source {group.data_source!r}"
+        if dry.verdict == "failed":
+            messages.append(f"gold could not be scored: {where}: {dry.note}. Mend the tool, or raise its deadline")
+            continue
+        messages.append(
+            f"gold does not win: {where}: gold answers score more than garbage on {dry.wins} of {dry.rows - dry.failed}"
+            f" sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that cannot tell them apart teaches nothing:"
+            " look at the examples, correct the references or columns of these rows"
+        )
+    return messages
 
 
 def _print_plan(plan: Plan) -> None:

@@ -84,6 +84,8 @@ class DryRun:
     """Mean value of the gold answers that were scored; None if none was."""
     garbage: Mapping[str, float | None] = field(default_factory=dict)
     """Mean value for each sort of garbage; None if none was scored."""
+    failed: int = 0
+    """Rows where scoring gold failed (a deadline, something missing): our fault, so neither won nor lost."""
     wins: int | None = None
     """Rows where gold scored more than every garbage answer; None if there is no gold."""
     losers: tuple[Example, ...] = ()
@@ -91,18 +93,20 @@ class DryRun:
     unusable: int = 0
     """Rows where the tool abstained on gold: it cannot use the reference."""
     weak: int = 0
-    """Rows where it did not, and gold got less than the full mark or none."""
+    """Rows where gold was scored, with less than the full mark."""
     note: str = ""
     """Why there is no gold, or what went wrong."""
 
     @property
     def verdict(self) -> str:
-        """``ok``, ``lost`` (an error), ``no_gold`` or ``not_run``."""
+        """``ok``; the errors ``lost`` and ``failed`` (gold could not be scored); ``no_gold``; ``not_run``."""
         if not self.rows:
             return "not_run"
         if self.wins is None:
             return "no_gold"
-        return "ok" if self.wins >= WIN_SHARE * self.rows else "lost"
+        if self.failed == self.rows:
+            return "failed"
+        return "ok" if self.wins >= WIN_SHARE * (self.rows - self.failed) else "lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +138,8 @@ class Conflict:
 
     The sorts: ``different_references`` (equal prompts, different references), ``unscored_check`` (a row makes several
     kinds of check possible, and only one is scored), ``mixed_source`` (one data source, several kinds of query),
-    ``unusable_reference`` (the chosen tool abstains on the gold answer), ``weak_gold`` (a row's gold answer does not
-    get the full mark, in a route where gold wins on the whole).
+    ``failed_gold`` (scoring a gold answer failed), ``unusable_reference`` (the chosen tool abstains on a gold answer),
+    ``weak_gold`` (gold does not get the full mark on a row, in a route where it wins on the whole).
     """
 
     sort: str
@@ -175,8 +179,8 @@ class Plan:
 
     @property
     def errors(self) -> tuple[RouteGroup, ...]:
-        """The routes where gold does not win."""
-        return tuple(group for group in self.routes if group.dry.verdict == "lost")
+        """The routes where gold does not win, or could not be scored at all."""
+        return tuple(group for group in self.routes if group.dry.verdict in ("lost", "failed"))
 
 
 async def make_plan(
@@ -297,6 +301,7 @@ class _Group:
             note = "no gold available" + (f"; {failure}" if failure else "")
             return DryRun(rows=len(rows), garbage=garbage, note=note)
         golds = [row.scores["gold"] for row in with_gold]
+        failed = sum(gold.outcome is Outcome.FAILED for gold in golds)
         losses = [(row, why) for row in with_gold if (why := _why_gold_loses(row))]
         losses.sort(key=lambda loss: loss[0].scores["gold"].value or 0.0)
         unusable = sum(gold.outcome is Outcome.ABSTAINED for gold in golds)
@@ -304,10 +309,11 @@ class _Group:
             rows=len(with_gold),
             gold=_mean(golds),
             garbage=garbage,
-            wins=len(with_gold) - len(losses),
+            failed=failed,
+            wins=len(with_gold) - len(losses) - failed,
             losers=tuple(row.example(why) for row, why in losses[:EXAMPLES]),
             unusable=unusable,
-            weak=sum((gold.value or 0.0) < FULL_MARK for gold in golds) - unusable,
+            weak=sum((gold.value or 0.0) < FULL_MARK for gold in golds) - unusable - failed,
             note=failure,
         )
 
@@ -414,6 +420,9 @@ class _Survey:
                 yield Conflict(sort="mixed_source", what=what, rows=minority, examples=examples)
         for group in routes:
             dry, where = group.dry, f"{group.tool} on data_source {group.data_source!r}"
+            if dry.failed:
+                what = f"{where}: scoring the gold answer failed on {dry.failed} of {dry.rows} sampled rows: {dry.note}"
+                yield Conflict(sort="failed_gold", what=what, rows=dry.failed)
             if dry.unusable:
                 what = f"{where}: cannot use the reference of {dry.unusable} of {dry.rows} sampled rows"
                 yield Conflict(sort="unusable_reference", what=what, rows=dry.unusable, examples=dry.losers)
@@ -448,8 +457,10 @@ def _stated(gold: str) -> str:
 
 
 def _why_gold_loses(row: _Row) -> str:
-    """Why gold does not score more than all garbage; empty if it does."""
+    """Why gold does not score more than all garbage; empty if it does, or if it could not be scored by our fault."""
     gold = row.scores["gold"]
+    if gold.outcome is Outcome.FAILED:
+        return ""
     about = f"reference {_excerpt(row.query.reference)}: "
     if gold.value is None:
         return f"{about}gold is unscored ({gold.outcome.value}: {gold.reason})"
