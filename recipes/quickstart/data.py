@@ -5,7 +5,7 @@ Every training batch holds the same mixture (`Profile.mixture`), and the file is
 `Profile.batches` steps; the first and the last epoch of a run therefore see the same prompts and can be compared.
 Prompts for validation are never trained on.
 
-The cuts are by length, and for IFEval by kind of constraint (`REACHABLE`): with answers of a few dozen tokens a demand
+The cuts are by length, and for IFEval by constraint (`REACHABLE`): with answers of a few dozen tokens a demand
 for 400 words, or for JSON, is never met, so that no response of a group is better than another and nothing is learned.
 
 Guarantees: deterministic; only files in ``recipes/data`` are read (origins and licences: ``recipes/data/README.md``).
@@ -23,23 +23,22 @@ from typing import Any
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
-REACHABLE = frozenset(
-    {
-        "change_case:english_capital",
-        "change_case:english_lowercase",
-        "detectable_format:number_bullet_lists",
-        "detectable_format:number_highlighted_sections",
-        "detectable_format:title",
-        "keywords:existence",
-        "keywords:forbidden_words",
-        "keywords:letter_frequency",
-        "length_constraints:number_sentences",
-        "length_constraints:number_words",
-        "punctuation:no_comma",
-        "startend:quotation",
-    }
-)
-"""IFEval's kinds of constraint that an answer of a few dozen tokens can satisfy."""
+REACHABLE = {
+    "detectable_format:number_bullet_lists": lambda num_bullets: num_bullets <= 4,
+    "keywords:existence": lambda keywords: len(keywords) <= 2,
+    "keywords:forbidden_words": lambda forbidden_words: True,
+    "keywords:letter_frequency": lambda letter, let_frequency, let_relation: (
+        let_relation != "at least" or let_frequency <= 6
+    ),
+    "length_constraints:number_sentences": lambda num_sentences, relation: relation != "at least" or num_sentences <= 4,
+    "length_constraints:number_words": lambda num_words, relation: relation != "at least" or num_words <= 40,
+    "punctuation:no_comma": lambda: True,
+}
+"""IFEval's constraints, by their arguments, that SmolLM2-135M meets now and then in an answer of a few dozen tokens.
+
+Left out is what it never met in trials of 20 to 60 answers each (all lowercase, quotation marks, titles) or met in less
+than a tenth of them (all capitals, highlights).
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +108,8 @@ def _math() -> Iterator[dict[str, Any]]:
 
 def _ifeval() -> Iterator[dict[str, Any]]:
     for line in _lines("ifeval"):
-        if REACHABLE.issuperset(line["instruction_id_list"]):
+        constraints = zip(line["instruction_id_list"], line["kwargs"], strict=True)
+        if all(name in REACHABLE and REACHABLE[name](**arguments) for name, arguments in constraints):
             # Arrow would give every mapping all the keys of all rows, so the arguments travel as JSON
             kwargs = json.dumps(line["kwargs"])
             yield _row("ifeval", line["prompt"], "", instruction_id_list=line["instruction_id_list"], kwargs=kwargs)

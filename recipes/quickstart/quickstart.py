@@ -98,22 +98,22 @@ TINY = Recipe(
 
 DEFAULT = Recipe(
     model="smollm2",
-    steps=60,
+    steps=48,
     data={
-        "mixture": {"ifeval": 3, "ted_en_de": 3, "gsm8k": 1, "math": 1},
-        "batches": 15,
+        "mixture": {"ifeval": 4, "ted_en_de": 2, "gsm8k": 1, "math": 1},
+        "batches": 12,
         "validation": {"ifeval": 12, "ted_en_de": 12, "gsm8k": 4, "math": 4},
-        "prompt_chars": 160,
+        "prompt_chars": 200,
     },
     overrides=(
         "data.train_batch_size=8",
         "data.max_prompt_length=128",
         "data.max_response_length=48",
         "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.actor.optim.lr=2e-5",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.actor.optim.lr=4e-5",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.rollout.n=6",
         "actor_rollout_ref.rollout.max_model_len=256",
     ),
 )
