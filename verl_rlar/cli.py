@@ -388,7 +388,7 @@ def _errors(plan: Plan) -> list[str]:
             continue
         messages.append(
             f"gold does not win: {where}: gold answers score more than garbage on {dry.wins} of {dry.rows - dry.failed}"
-            f" sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that cannot tell them apart teaches nothing:"
+            f" sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that cannot tell them apart is no use:"
             " look at the examples, correct the references or columns of these rows"
         )
     return messages
