@@ -77,6 +77,7 @@ def test_all_yaml_files_are_covered_by_the_tests() -> None:
             "actor_rollout_ref.rollout.agent.agent_loop_manager_class=verl.trainer.ppo.v1.AgentLoopManagerTQ",
             "or a subclass of it",
         ),
+        ("trainer.device=cpu", "trains in one process: set trainer.n_gpus_per_node=1"),
         ("+rlar.scoring.timeout=3", r"unknown key rlar\.scoring\.timeout, did you mean timeout_s\?"),
         ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: ledger"),
         ("rlar.scoring.timeout_s=-1", r"rlar\.scoring\.timeout_s: .*greater than 0, got -1"),

@@ -14,6 +14,7 @@ from verl_rlar.config import RlarConfig, ScoringConfig
 from verl_rlar.errors import ConfigError, LedgerError, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
+from verl_rlar.rows import query_of
 from verl_rlar.service import Service
 from verl_rlar.types import Kind, Query, Route, Snapshot
 
@@ -158,3 +159,19 @@ def test_a_sample_crosses_processes_unchanged() -> None:
 
     sample = make_sample(uid="g")
     assert pickle.loads(pickle.dumps(sample)) == sample
+
+
+def test_a_query_is_the_same_whether_it_came_by_json_or_by_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (verl brings it)")
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": "Two bullets, no commas."}],
+            "reward_model": {"ground_truth": ""},
+            "extra_info": {"instruction_id_list": ["a", "b"], "kwargs": [{"num_bullets": 2}, {"relation": "at least"}]},
+        }
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    back = pq.read_table(tmp_path / "rows.parquet").to_pylist()
+    assert back != rows, "parquet adds the fields of the other rows"
+    assert query_of(back[0]).key == query_of(rows[0]).key

@@ -25,6 +25,7 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from verl_rlar import cpu
 from verl_rlar.config import RlarConfig, defaults, parse
 from verl_rlar.errors import ConfigError
 
@@ -109,6 +110,13 @@ def check(config: DictConfig) -> RlarConfig:
         f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={agent_loop}: it must be {AGENT_LOOP_MANAGER} or a "
         "subclass of it, which tells rewards apart in training and validation and guards the step boundary",
     )
+    if get("trainer.device") == "cpu":
+        missing = cpu.missing_modules()
+        refuse_unless(not missing, f"trainer.device=cpu: no module named {', '.join(missing)}. {cpu.INSTALL}")
+        refuse_unless(
+            get("trainer.n_gpus_per_node") == 1 and get("trainer.nnodes") == 1,
+            "trainer.device=cpu trains in one process: set trainer.n_gpus_per_node=1 trainer.nnodes=1",
+        )
     return settings
 
 
@@ -125,8 +133,6 @@ def _is_ours(class_path: str | None) -> bool:
 def _load() -> None:
     Plugins.instance().register(RlarSearchPath)
     ConfigStore.instance().store(group="rlar", name="base", node=defaults(), provider="verl_rlar")
-    from verl_rlar import cpu
-
     cpu.enable()
 
 

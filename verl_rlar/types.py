@@ -28,6 +28,13 @@ def content_hash(value: Any) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _without_none(value: Any) -> Any:
+    """A value without the fields that are None: parquet adds those to nested columns."""
+    if isinstance(value, Mapping):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
     """One turn of a chat."""
@@ -54,7 +61,7 @@ class Query:
     @cached_property
     def key(self) -> str:
         """Identity of the query: the same for every response of a GRPO group, in every epoch and process."""
-        extra = {name: value for name, value in self.extra.items() if name not in UNKEYED}
+        extra = _without_none({name: value for name, value in self.extra.items() if name not in UNKEYED})
         return content_hash([[(m.role, m.content) for m in self.messages], self.reference, extra])[:32]
 
     @property

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _NEEDED = ("transfer_queue", "cachetools", "fastapi", "uvicorn", "zmq", "msgspec", "psutil")
 """What verl's V1 trainer imports beyond its own requirements (extra ``cpu``)."""
 
+INSTALL = "Run: pip install 'verl-rlar[cpu]'"
+
 
 def enable() -> bool:
     """Makes ``trainer.device=cpu`` work in this process, if it has to.
@@ -44,12 +46,9 @@ def enable() -> bool:
     """
     if accelerator_present():
         return False
-    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := missing_modules():
         # Not an error yet: verl is also imported for other things than training.
-        logger.warning(
-            "verl cannot train on this CPU: no module named %s. Run: pip install 'verl-rlar[cpu]'", ", ".join(missing)
-        )
+        logger.warning("verl cannot train on this CPU: no module named %s. %s", ", ".join(missing), INSTALL)
         return False
 
     import verl_rlar.cpu.device  # noqa: F401  registers the platform
@@ -84,6 +83,11 @@ def enable() -> bool:
         # verl's own entry would say that vllm is missing; the import of this one says what to install on a CPU.
         _ROLLOUT_REGISTRY["vllm", "async"] = "verl_rlar.cpu.vllm_rollout.CPUvLLMReplica"
     return True
+
+
+def missing_modules() -> tuple[str, ...]:
+    """Names of the modules that training on a CPU needs and that are not installed."""
+    return tuple(name for name in _NEEDED if importlib.util.find_spec(name) is None)
 
 
 def accelerator_present() -> bool:

@@ -4,6 +4,9 @@
 A rule is a trusted, importable function ``(Sample) -> Verdict``. It runs in a worker process with a deadline
 (`verl_rlar.tools.runner`), so it may be slow or crash on hostile text, but it must not execute text of the response.
 
+A module of rules that has something slow to load (a language model) does so in a function ``warm_up()``: it is called
+when a worker process starts, so that no call's deadline pays for it.
+
     @rule(name="final_answer", kinds={Kind.MATH}, description="...", misses=("...",))
     def score(sample: Sample) -> Verdict: ...
 

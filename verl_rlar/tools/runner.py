@@ -119,12 +119,15 @@ def load(target: str) -> Rule:
 
 
 def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
-    """Limits this process's memory (0: as it is), and imports the rules."""
+    """Limits this process's memory (0: as it is), imports the rules, and lets their modules load what they need."""
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for target in targets:
         load(target)
+        warm_up = getattr(importlib.import_module(target.partition(":")[0]), "warm_up", None)
+        if warm_up:
+            warm_up()
 
 
 def _call(target: str, sample: Sample, deadline_s: float) -> Verdict:

@@ -188,6 +188,12 @@ def _code(raw: Any) -> str | None:
     return LANGUAGES.get(raw.strip().lower()) or code_of(raw)
 
 
+def warm_up() -> None:
+    """Loads the language model and the metric."""
+    written_in("Ein Satz, der lang genug ist, um erkannt zu werden.", "de")
+    _chrf()
+
+
 @lru_cache(maxsize=1)
 def _chrf() -> Any:
     from sacrebleu.metrics.chrf import CHRF
