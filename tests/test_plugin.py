@@ -130,8 +130,9 @@ def test_stock_verl_refuses_from_any_folder_before_ray_starts(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_a_plugin_that_failed_to_load_stops_the_run_with_its_traceback(tmp_path: Path) -> None:
-    (tmp_path / "psutil.py").write_text("raise RuntimeError('a broken psutil')")
+    broken = "import sys; sys.modules['verl_rlar.cpu.device'] = None"
+    (tmp_path / "sitecustomize.py").write_text(broken)
     done = run_verl(tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 2
     assert "the plugin was not loaded whole" in done.stderr
-    assert "a broken psutil" in done.stderr
+    assert "import of verl_rlar.cpu.device halted" in done.stderr
