@@ -34,7 +34,7 @@ EXAMPLES = """\
 examples:
   bash recipes/quickstart/run.sh                 SmolLM2-135M-Instruct, under half an hour on 2 cores
   bash recipes/quickstart/run.sh --tiny          a random model of 300 thousand parameters, a few minutes
-  bash recipes/quickstart/run.sh --resume --steps 80
+  bash recipes/quickstart/run.sh --resume --steps 64
   python recipes/quickstart/summary.py runs/quickstart --json
 """
 
@@ -98,10 +98,10 @@ TINY = Recipe(
 
 DEFAULT = Recipe(
     model="smollm2",
-    steps=48,
+    steps=32,
     data={
         "mixture": {"ifeval": 4, "ted_en_de": 2, "gsm8k": 1, "math": 1},
-        "batches": 12,
+        "batches": 8,
         "validation": {"ifeval": 12, "ted_en_de": 12, "gsm8k": 4, "math": 4},
         "prompt_chars": 200,
     },
