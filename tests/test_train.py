@@ -101,7 +101,7 @@ def command(folder: Path, *overrides: str) -> list[str]:
     ]
 
 
-def run(folder: Path, *overrides: str) -> str:
+def run(folder: Path, *overrides: str, fails: bool = False) -> str:
     """Trains; returns what was printed, which also stands in ``train.log``."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
@@ -117,7 +117,7 @@ def run(folder: Path, *overrides: str) -> str:
         text=True,
     )
     (folder / "train.log").write_text(done.stdout)
-    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-60:])
+    assert (done.returncode != 0) == fails, "\n".join(done.stdout.splitlines()[-60:])
     return done.stdout
 
 
@@ -182,6 +182,33 @@ def test_the_weights_changed(folder: Path) -> None:
         if name in before and not torch.equal(getattr(tensor, "_local_tensor", tensor).float(), before[name].float())
     ]
     assert changed
+
+
+def test_too_many_unscored_responses_end_a_run_with_the_tool_and_the_reason(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from verl_rlar.cpu.models import build_tiny
+
+    build_tiny(tmp_path / "model")
+    code = [
+        {
+            "data_source": "code",
+            "prompt": [{"role": "user", "content": f"Write f{index}."}],
+            "reward_model": {"style": "rule", "ground_truth": f"assert f{index}(1) == 2"},
+            "extra_info": {"index": index},
+        }
+        for index in range(PROMPTS)
+    ]
+    for name in ("train", "val"):
+        pq.write_table(pa.Table.from_pylist(code), tmp_path / f"{name}.parquet")
+    settings = ["rlar.scoring.unscored_window=8", "trainer.val_before_train=False", "trainer.total_training_steps=9"]
+    printed = run(tmp_path, *settings, fails=True)
+    assert "TooManyUnscored" in printed
+    assert "before step 2: 8 of the last 8 responses could not be scored" in printed
+    assert "8x unit_tests: unit_tests: code runs in a Docker box only" in printed
+    sent = query(tmp_path, "SELECT step, outcome, value, sent, sent_as, COUNT(*) FROM scores GROUP BY 1, 2, 3, 4, 5")
+    assert sent == [(1, "failed", None, 0.5, "neutral", PROMPTS * RESPONSES)]
 
 
 def test_no_process_of_the_run_is_left(folder: Path) -> None:
