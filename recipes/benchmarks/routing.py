@@ -4,8 +4,8 @@
     python recipes/benchmarks/routing.py [--json]
 
 The right tool of each data set is written down here and nowhere in the package. Three readings of each row are routed:
-as it is, with its data set renamed (nothing may change), and through JSON (nothing may change either). Open dialogue and
-preference prompts have no tool: right is that they are reported as uncovered.
+The right tool of each data set is written down here and nowhere in the package. Each row is routed as it is, with its
+data set renamed (nothing may change), and through JSON (nothing may change either). Open dialogue and
 """
 
 from __future__ import annotations
