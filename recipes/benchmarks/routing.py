@@ -3,9 +3,9 @@
 
     python recipes/benchmarks/routing.py [--json]
 
-The right tool of each data set is written down here and nowhere in the package. Three readings of each row are routed:
-The right tool of each data set is written down here and nowhere in the package. Each row is routed as it is, with its
-data set renamed (nothing may change), and through JSON (nothing may change either). Open dialogue and
+The right tool of each data set is written down here and nowhere in the package. Each row is routed as it is, and once
+more with its data set renamed and through JSON, which may change nothing. Open dialogue and preference prompts have no
+tool: right is that they are reported as uncovered.
 """
 
 from __future__ import annotations
