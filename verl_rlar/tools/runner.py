@@ -20,7 +20,6 @@ import asyncio
 import importlib
 import resource
 import signal
-from functools import cache
 from types import TracebackType
 from typing import cast
 
@@ -29,7 +28,7 @@ from pebble import ProcessExpired, ProcessPool
 
 from verl_rlar.config import RulesConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
-from verl_rlar.tools.rule import Rule
+from verl_rlar.tools.rule import load, load_version
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
 START_TIMEOUT_S = 180.0
@@ -88,11 +87,11 @@ class RuleRunner:
 
         Raises:
             ToolTimeout: The rule was at work for `spec.timeout_s` seconds; its process was killed.
-            ToolUnavailable: The rule says that what it needs is missing.
+            ToolUnavailable: The rule says that what it needs is missing, or its code is another one by now.
             ToolError: The rule raised, used too much memory, or answered something that is no verdict.
             ConnectionError: The worker process died under the call (killed, segmentation fault); worth one more try.
         """
-        call = self._pool.schedule(_call, args=(spec.target, sample, spec.timeout_s), timeout=spec.timeout_s)
+        call = self._pool.schedule(_call, args=(spec, sample), timeout=spec.timeout_s)
         try:
             return cast(Verdict, await asyncio.wrap_future(call))
         except TimeoutError:
@@ -111,13 +110,6 @@ ORPHAN_S = 5.0
 """How long after its deadline a call may go on where nobody is left to kill it, in seconds."""
 
 
-@cache
-def load(target: str) -> Rule:
-    """Imports a rule by ``package.module:function``."""
-    module, _, name = target.partition(":")
-    return cast(Rule, getattr(importlib.import_module(module), name))
-
-
 def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
     """Limits this process's memory (0: as it is), imports the rules, and lets their modules load what they need."""
     if memory_bytes:
@@ -130,11 +122,13 @@ def _start_worker(memory_bytes: int, targets: tuple[str, ...]) -> None:
             warm_up()
 
 
-def _call(target: str, sample: Sample, deadline_s: float) -> Verdict:
+def _call(spec: ToolSpec, sample: Sample) -> Verdict:
     # the pool kills this process at the deadline; this kills it if the pool itself was killed meanwhile
-    signal.setitimer(signal.ITIMER_REAL, deadline_s + ORPHAN_S)
+    signal.setitimer(signal.ITIMER_REAL, spec.timeout_s + ORPHAN_S)
     try:
-        verdict = load(target)(sample)
+        verdict = load_version(spec)(sample)
+        if asyncio.iscoroutine(verdict):
+            verdict = asyncio.run(verdict)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     if not isinstance(verdict, Verdict):

@@ -3,7 +3,7 @@
 
 from verl_rlar.tools.rule import Rule
 from verl_rlar.tools.rules.choice import multiple_choice
-from verl_rlar.tools.rules.code import unit_tests
+from verl_rlar.tools.rules.code import unit_tests, unit_tests_partial
 from verl_rlar.tools.rules.format import length_limits, think_format
 from verl_rlar.tools.rules.instruction import instruction_constraints
 from verl_rlar.tools.rules.json_schema import json_schema
@@ -13,6 +13,7 @@ from verl_rlar.tools.rules.translation import translation
 
 BUILTIN: tuple[Rule, ...] = (
     unit_tests,
+    unit_tests_partial,
     instruction_constraints,
     json_schema,
     multiple_choice,

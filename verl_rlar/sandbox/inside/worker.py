@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The first process of a box: takes jobs on standard input, runs each in a process of its own, and reports.
+
+It trusts nothing of what it runs. A job is a fork of this process, which never executes, compiles, unpickles or parses
+anything that comes from a job: what a job writes is read as bytes, up to a limit, and passed on. At the end of a job,
+every process in the box but this one is killed, in one go, and the temporary folder is emptied; a box in which that
+fails says so and is thrown away. Jobs share this process's user, so it makes itself unreadable for them
+(PR_SET_DUMPABLE); being the first process of its namespace, no signal of theirs can end or stop it; and the box's
+seccomp profile refuses ptrace and every call that would reach into another process.
+
+Frames, in both directions: a length of four bytes (big endian) and as many bytes of JSON. From the host:
+``{"imports": [..]}`` once, then jobs, and replies to what a job asks. To the host: ``{"ready": ..}``,
+``{"asks": line}``, and ``{"end": ..}``. When standard input ends, the owner is gone: this process ends, and the box
+with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import struct
+import sys
+import time
+
+sys.path += ["/opt/rlar", "/opt/rlar/lib"]  # isolated mode (-I) leaves them out, as it does the writable folder
+
+import harness
+
+TMP = "/tmp"
+WRITABLE = (TMP, "/dev/shm")
+"""All folders that a job can write."""
+FRAME = struct.Struct(">I")
+CHUNK = 1 << 16
+STDERR_BYTES = 4096
+QUIET_S = 0.005
+"""Until then, a job's output stays in its pipes: most jobs are over by then, and nobody was woken for each line."""
+PR_SET_DUMPABLE = 4
+
+_prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+
+def read_exactly(size: int) -> bytes:
+    """Reads from the host; at the end of the stream this process ends."""
+    parts = []
+    while size:
+        part = os.read(0, min(size, 1 << 20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def read_frame() -> bytes:
+    return read_exactly(FRAME.unpack(read_exactly(FRAME.size))[0])
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def send(message: dict[str, object]) -> None:
+    data = json.dumps(message).encode()
+    write_all(1, FRAME.pack(len(data)) + data)
+
+
+def text(data: bytes) -> str:
+    return data.decode("utf-8", "replace")
+
+
+def first_to_go() -> None:
+    """Where the box is out of memory, the kernel ends this process and its children before the worker."""
+    try:
+        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        os.write(descriptor, b"1000")
+        os.close(descriptor)
+    except OSError:  # a runtime with a kernel of its own may not have it
+        pass
+
+
+class Run:
+    """One job at work: its process, and the pipes to it."""
+
+    def __init__(self, job: dict[str, object]) -> None:
+        self.mode = job["mode"]
+        self.left = int(job["output_bytes"])  # type: ignore[call-overload]
+        self.streams: dict[int, bytearray] = {}
+        """By the descriptor that we read: what came."""
+        stdin = self._stdin(str(job["stdin"])) if self.mode == "program" else os.open(os.devnull, os.O_RDONLY)
+        output, their_output = os.pipe()
+        errors, their_errors = os.pipe() if self.mode == "program" else (-1, os.open(os.devnull, os.O_WRONLY))
+        replies, self.replies = os.pipe() if self.mode == "verifier" else (-1, -1)
+        self.deadline = time.monotonic() + float(job["seconds"])  # type: ignore[arg-type]
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                _prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
+                first_to_go()
+                harness.child(job, stdin, their_output, their_errors, replies)
+            finally:
+                os._exit(70)
+        for descriptor in (stdin, their_output, their_errors, replies):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.output, self.errors = output, errors
+        self.streams[output] = bytearray()
+        if errors >= 0:
+            self.streams[errors] = bytearray()
+        self.process = os.pidfd_open(self.pid)
+
+    def _stdin(self, content: str) -> int:
+        """A file with the program's input, already without a name."""
+        path = os.path.join(TMP, "stdin")
+        with open(path, "wb") as file:
+            file.write(content.encode("utf-8", "surrogatepass"))
+        descriptor = os.open(path, os.O_RDONLY)
+        os.unlink(path)
+        return descriptor
+
+    def wait(self) -> str:
+        """Reads until the job's process is gone, its time is up, or it has written too much; says which."""
+        poll = select.poll()
+        if self.mode != "verifier":
+            poll.register(self.process, select.POLLIN)
+            if poll.poll(1000 * min(QUIET_S, max(self.deadline - time.monotonic(), 0))):
+                return "done"
+        for descriptor in (*self.streams, self.process):
+            poll.register(descriptor, select.POLLIN)
+        if self.mode == "verifier":
+            poll.register(0, select.POLLIN)
+        while True:
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                return "timeout"
+            ready = [descriptor for descriptor, _ in poll.poll(left * 1000 + 1)]
+            for descriptor in ready:
+                if descriptor in self.streams and not self.read(descriptor):
+                    poll.unregister(descriptor)
+                if self.left < 0:
+                    return "flooded"
+            if 0 in ready:
+                self.reply(read_frame())
+            if self.process in ready:
+                return "done"
+
+    def read(self, descriptor: int) -> bool:
+        """Takes what is there to read; False at the end of the stream."""
+        data = os.read(descriptor, CHUNK)
+        self.left -= len(data)
+        kept = self.streams[descriptor]
+        kept += data
+        if descriptor == self.errors:
+            del kept[:-STDERR_BYTES]
+        elif self.mode == "verifier":
+            self.pass_on(kept)
+        return bool(data)
+
+    def pass_on(self, kept: bytearray) -> None:
+        """Sends what a verifier asks as soon as the line is whole; a last line that is no question stays."""
+        while (end := kept.find(b"\n")) >= 0 and kept.startswith(b'{"ask"'):
+            send({"asks": text(bytes(kept[:end]))})
+            del kept[: end + 1]
+
+    def reply(self, frame: bytes) -> None:
+        try:
+            write_all(self.replies, frame + b"\n")
+        except OSError:  # its reader is gone
+            pass
+
+    def drain(self) -> None:
+        """Reads what is left in the pipes of a process that is gone."""
+        for descriptor in self.streams:
+            os.set_blocking(descriptor, False)
+            try:
+                while self.left >= 0 and self.read(descriptor):
+                    pass
+            except BlockingIOError:
+                pass
+
+    def close(self) -> None:
+        for descriptor in (*self.streams, self.process, self.replies):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def run(job: dict[str, object]) -> dict[str, object]:
+    """Runs one job and cleans up after it."""
+    start = time.monotonic()
+    attempt = Run(job)
+    end = attempt.wait()
+    seconds = time.monotonic() - start
+    status = end_processes(attempt.pid, kill=end != "done")
+    if end == "done":
+        attempt.drain()
+        if attempt.left < 0:
+            end = "flooded"
+        elif status is None or os.WIFSIGNALED(status):
+            end = "killed"
+    output = text(bytes(attempt.streams[attempt.output]))
+    message: dict[str, object] = {
+        "end": end,
+        "seconds": seconds,
+        "exit_code": None if end in ("timeout", "flooded") or status is None else os.waitstatus_to_exitcode(status),
+        "output": output,
+        "errors": text(bytes(attempt.streams[attempt.errors])) if attempt.errors >= 0 else "",
+    }
+    attempt.close()
+    message["clean"] = all(empty(folder) for folder in WRITABLE)
+    return message
+
+
+def end_processes(pid: int, *, kill: bool) -> int | None:
+    """Ends every process in the box but this one; the status of the job's own, if it was not killed by us."""
+    status = None if kill else os.waitpid(pid, 0)[1]
+    while True:
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return status  # none is left: whoever was orphaned became our child
+        os.kill(-1, signal.SIGKILL)  # all at once: none can fork meanwhile
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return status
+
+
+def empty(folder: str) -> bool:
+    """Whether a folder is empty, or could be emptied; it is its owner's again."""
+    try:
+        os.chmod(folder, 0o700)  # a job may have shut it
+        names = os.listdir(folder)
+        if names:
+            import shutil  # not before: what is loaded here makes each fork slower
+        for name in names:
+            path = os.path.join(folder, name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                os.chmod(path, 0o700)
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                os.unlink(path)
+        return not os.listdir(folder)
+    except (OSError, RecursionError):
+        return False
+
+
+def main() -> None:
+    _prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    os.chdir(TMP)
+    for name in json.loads(read_frame())["imports"]:
+        importlib.import_module(name)
+    harness.warm_up()
+    gc.collect()
+    gc.freeze()  # forks share these pages
+    send({"ready": [sys.version_info.major, sys.version_info.minor]})
+    while True:
+        send(run(json.loads(read_frame())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`BoxRunner`: runs the tools that need a sandbox, in one process for all reward workers of a node.
+
+Two kinds of tool come here: a rule of ours that has a program of the response run (`verl_rlar.tools.rules.code`), and
+a verifier, which is code that we did not write and runs in a box itself (`verl_rlar.tools.verifier`).
+
+Guarantees: `run` ends within ``rlar.sandbox.queue_timeout_s`` plus the tool's ``timeout_s`` plus `GRACE_S`; what the
+policy's program does is a verdict, what goes wrong with us is an error. The sandbox is started by the first call that
+needs it, and ended by leaving the context; if it cannot be started, every call says why, and the next one tries again
+after `RETRY_S`.
+
+Not covered: a caller that is cancelled gives its boxes up to be destroyed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from types import TracebackType
+from typing import cast
+
+from verl_rlar.config import SandboxConfig
+from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
+from verl_rlar.sandbox import GRACE_S, Sandbox, open_sandbox
+from verl_rlar.tools.rule import BoxedRule, load_version
+from verl_rlar.tools.verifier import verify
+from verl_rlar.types import Sample, ToolSpec, Verdict
+
+logger = logging.getLogger(__name__)
+
+RETRY_S = 30.0
+"""How long a sandbox that could not be started is not tried again, in seconds."""
+
+
+class BoxRunner:
+    """See the module. Use as ``async with BoxRunner(config) as runner``, from one event loop.
+
+    Args:
+        config: Back-end, image, limits.
+        sources: Source text of every verifier that may be called, by `ToolSpec.source_sha256`.
+    """
+
+    def __init__(self, config: SandboxConfig, sources: Mapping[str, str] | None = None) -> None:
+        self._config = config
+        self._sources = {} if sources is None else sources
+        self._starting: asyncio.Task[Sandbox] | None = None
+
+    async def __aenter__(self) -> BoxRunner:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends the sandbox, if it was started."""
+        starting, self._starting = self._starting, None
+        if starting is None:
+            return
+        if not starting.done():
+            starting.cancel()
+        await asyncio.wait([starting])
+        if not starting.cancelled() and starting.exception() is None:
+            await starting.result().__aexit__(None, None, None)
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """Runs one tool on one sample.
+
+        Raises:
+            ToolTimeout: No box was free in time, or the tool did not end in time.
+            ToolUnavailable: There is no sandbox here.
+            ToolError: The tool broke, or answered something that is no verdict.
+            ConnectionError: A box was lost under the call; worth one more try.
+        """
+        limit = self._config.queue_timeout_s + spec.timeout_s + GRACE_S
+        try:
+            return await asyncio.wait_for(self._run(spec, sample), limit)
+        except (TimeoutError, asyncio.TimeoutError):
+            raise ToolTimeout(
+                f"{spec.name}: still at work after {spec.timeout_s:g} s and rlar.sandbox.queue_timeout_s="
+                f"{self._config.queue_timeout_s:g} s"
+            ) from None
+        except (ToolError, ConnectionError):
+            raise
+        except Exception as error:  # the boundary to tools: whatever they raise is a broken tool, not a score
+            raise ToolError(f"{spec.name}: {type(error).__name__}: {str(error)[:300]}") from error
+
+    async def _run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        try:
+            sandbox = await self._sandbox()
+        except ToolUnavailable as error:  # the log has it whole; this becomes the reason of every score
+            first = " ".join(str(error).split("\n")[:2])
+            raise ToolUnavailable(f"{spec.name}: {first}; `rlar doctor` says what to do") from None
+        if spec.kind == "verifier":
+            source = self._sources.get(spec.source_sha256)
+            if source is None:
+                raise ToolUnavailable(f"{spec.name}: its source {spec.source_sha256[:12]} is not in the library")
+            return await verify(spec, source, sample, sandbox, self._config)
+        return await cast(BoxedRule, load_version(spec))(sample, sandbox, self._config)
+
+    async def _sandbox(self) -> Sandbox:
+        if self._starting is None:
+            self._starting = asyncio.ensure_future(self._start())
+            self._starting.add_done_callback(self._forget_failed)
+        return await asyncio.shield(self._starting)
+
+    async def _start(self) -> Sandbox:
+        sandbox = open_sandbox(self._config, progress=lambda line: logger.info("%s", line))
+        return await sandbox.__aenter__()
+
+    def _forget_failed(self, done: asyncio.Task[Sandbox]) -> None:
+        if not done.cancelled() and done.exception() is not None:
+            logger.error("the sandbox could not be started: %s", done.exception())
+            asyncio.get_running_loop().call_later(RETRY_S, self._forget, done)
+
+    def _forget(self, failed: asyncio.Task[Sandbox]) -> None:
+        if self._starting is failed:
+            self._starting = None
