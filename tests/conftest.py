@@ -1,15 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shared by all tests: samples, and the planted rules that workers must be able to import."""
+"""Shared by all tests: samples, the planted rules that workers must be able to import, and a real Docker engine.
+
+Tests marked ``docker`` need an engine; ``tests/engine.sh`` brings one. Where there is none they are skipped with the
+reason, but in CI (``CI=true`` or ``REQUIRE_DOCKER=1``) that is a failure.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from verl_rlar.config import SandboxConfig
+from verl_rlar.errors import ToolUnavailable
 from verl_rlar.types import Message, Query, Sample
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import `planted` from here
@@ -31,3 +39,53 @@ def query() -> Callable[..., Query]:
 @pytest.fixture
 def sample() -> Callable[..., Sample]:
     return make_sample
+
+
+# --- Docker -----------------------------------------------------------------------------------------------------------
+
+
+def make_sandbox_config(**settings: Any) -> SandboxConfig:
+    """Settings whose base image is the one that `tests/engine.sh` makes, if it made one."""
+    base = {"base": os.environ["RLAR_TEST_BASE"]} if os.environ.get("RLAR_TEST_BASE") else {}
+    return SandboxConfig(**(base | settings))
+
+
+@pytest.fixture(scope="session")
+def sandbox_config() -> SandboxConfig:
+    return make_sandbox_config()
+
+
+@pytest.fixture(scope="session")
+def engine(sandbox_config: SandboxConfig) -> Iterator[Any]:
+    """A client of a real Docker engine."""
+    from verl_rlar.sandbox.engine import connect
+
+    try:
+        client = connect(sandbox_config)
+    except ToolUnavailable as error:
+        if os.environ.get("CI") == "true" or os.environ.get("REQUIRE_DOCKER") == "1":
+            pytest.fail(str(error))
+        pytest.skip(str(error).partition("Ways out")[0].strip().replace("\n", " "))
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def box_image(engine: Any, sandbox_config: SandboxConfig) -> str:
+    """ID of the boxes' image, built if this engine does not have it."""
+    from verl_rlar.sandbox.image import ensure_image
+
+    return ensure_image(engine, sandbox_config)
+
+
+def none_left(engine: Any) -> bool:
+    """Whether the boxes of processes that are gone go, too. One that was killed between creating a box and starting it
+    leaves it to the next run of anybody, who sweeps."""
+    from verl_rlar.sandbox.docker import LABEL, sweep
+
+    for _ in range(300):
+        sweep(engine)
+        if not engine.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True):
+            return True
+        time.sleep(0.1)
+    return False

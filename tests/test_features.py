@@ -134,6 +134,8 @@ def test_a_column_of_tests_makes_code(column: str) -> None:
         {"functional": "assert add(1, 2) == 3"},
         "assert add(1, 2) == 3\nassert add(2, 2) == 4",
         "def check(candidate):\n    assert candidate(1, 2) == 3",
+        ["assert add(1, 2) == 3", "assert add(2, 2) == 4"],
+        "class TestAdd(unittest.TestCase):\n    def test_a(self):\n        self.assertEqual(add(1, 2), 3)",
     ],
 )
 def test_tests_as_reference_make_code_and_nothing_else(reference: Any) -> None:

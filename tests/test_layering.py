@@ -12,12 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__", "types", "errors", "config"),
-    ("rows", "row_files", "streams", "features", "ledger"),
+    ("rows", "row_files", "streams", "features", "ledger", "sandbox"),
     ("tools",),
-    ("library", "scoring"),
+    ("library", "scoring", "trusted", "calibration"),
     ("router",),
     ("dispatcher",),
     ("planning",),
+    ("exam",),
     ("service",),
     ("cpu", "plugin", "trainer", "reward_manager", "cli", "__main__"),
 )
@@ -29,6 +30,7 @@ ONLY_IN = {
     "torch": {"cpu"},
     "vllm": {"cpu"},
     "transformers": {"cpu"},
+    "docker": {"sandbox"},
     "omegaconf": {"plugin.py"},
     "hydra": {"plugin.py"},
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from verl_rlar.config import RlarConfig, defaults, parse
-from verl_rlar.errors import ConfigError
+from verl_rlar.errors import ConfigError, ToolUnavailable
 
 pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
 
@@ -79,7 +80,7 @@ def test_all_yaml_files_are_covered_by_the_tests() -> None:
         ),
         ("trainer.device=cpu", "trains in one process: set trainer.n_gpus_per_node=1"),
         ("+rlar.scoring.timeout=3", r"unknown key rlar\.scoring\.timeout, did you mean timeout_s\?"),
-        ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: ledger"),
+        ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: .*ledger"),
         ("rlar.scoring.timeout_s=-1", r"rlar\.scoring\.timeout_s: .*greater than 0, got -1"),
         ("rlar.scoring.on_unscored=zero", r"rlar\.scoring\.on_unscored: .*'siblings' or 'neutral'"),
         ("+rlar.routing.prefer.poetry=exact_match", r"rlar\.routing\.prefer\.poetry"),
@@ -117,6 +118,54 @@ def run_verl(folder: Path, *overrides: str, **environment: str) -> subprocess.Co
         text=True,
         timeout=300,
     )
+
+
+def rows_file(folder: Path, *extras: dict[str, object]) -> Path:
+    """A data file in verl's columns, a row for each further column."""
+    path = folder / "rows.jsonl"
+    prompt = [{"role": "user", "content": "?"}]
+    path.write_text("".join(json.dumps({"prompt": prompt, "extra_info": extra}) + "\n" for extra in extras))
+    return path
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_a_run_with_a_code_row_is_refused_with_the_row_and_the_ways_out(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    file = rows_file(tmp_path, {}, {"test_list": ["assert f(1) == 2"]})
+    config = composed("+rlar=default", f"data.train_files={file}", f"data.val_files=[{file}]")
+    with pytest.raises(ToolUnavailable) as refused:
+        plugin.check_sandbox(config, plugin.check(config))
+    message = str(refused.value)
+    assert f"row 2 of {file}" in message
+    for way in ("/nowhere/docker.sock", "rootless", "DOCKER_TLS_VERIFY", "sandbox_fusion", "rlar.sandbox.backend=none"):
+        assert way in message
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_data_that_cannot_be_looked_into_counts_as_code(
+    composed: Callable[..., DictConfig],
+) -> None:
+    config = composed("+rlar=default", "data.train_files=hdfs://far/away.parquet", "data.val_files=[]")
+    with pytest.raises(ToolUnavailable, match=r"hdfs://far/away\.parquet may hold rows with tests"):
+        plugin.check_sandbox(config, plugin.check(config))
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_without_an_engine_a_run_that_needs_none_or_wants_none_starts(
+    composed: Callable[..., DictConfig], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    harmless = rows_file(tmp_path, {}, {"index": 1})
+    config = composed("+rlar=default", f"data.train_files={harmless}", f"data.val_files={harmless}")
+    plugin.check_sandbox(config, plugin.check(config))
+    assert "no row of the data needs a sandbox" in capfd.readouterr().err
+    config = composed("+rlar=default", "rlar.sandbox.backend=none", "data.train_files=hdfs://far/away.parquet")
+    plugin.check_sandbox(config, plugin.check(config))
 
 
 @pytest.mark.slow

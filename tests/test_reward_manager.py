@@ -18,16 +18,19 @@ pytestmark = pytest.mark.slow
 import numpy as np
 import ray
 import torch
+from conftest import make_sandbox_config, none_left
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from tensordict import TensorDict
+from test_library import make_spec, sha
 from verl import DataProto
 
 from verl_rlar.cpu.models import build_tiny
 from verl_rlar.errors import ConfigError
 from verl_rlar.ledger import read
+from verl_rlar.library import Library
 from verl_rlar.reward_manager import RlarRewardManager
-from verl_rlar.service import ACTOR_NAME
+from verl_rlar.service import ACTOR_NAME, BOXES_NAME
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +49,14 @@ def cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+NO_SANDBOX = ("rlar.sandbox.backend=sandbox_fusion", "rlar.sandbox.fusion_url=http://127.0.0.1:9")
+"""Settings of a server that is not there."""
+
+
 @pytest.fixture
-def config(tmp_path: Path) -> DictConfig:
+def config(tmp_path: Path, request: pytest.FixtureRequest) -> DictConfig:
     overrides = ["+rlar=default", f"trainer.default_local_dir={tmp_path}", "actor_rollout_ref.rollout.n=3"]
+    overrides += getattr(request, "param", NO_SANDBOX)
     with initialize_config_module("verl.trainer.config", version_base=None):
         return compose("ppo_trainer", overrides=[*overrides, "rlar.service_timeout_s=120"])
 
@@ -121,6 +129,58 @@ async def test_all_results_have_the_same_flat_keys_whatever_happened(
     assert set(schemas[0].values()) <= {float, str}
     outcomes = [result["reward_extra_info"]["rlar_outcome"] for result in results]
     assert outcomes == ["scored", "scored", "abstained", "failed"]
+
+
+DOCKER = (f"rlar.sandbox.base={make_sandbox_config().base}", "rlar.sandbox.program_boxes=1")
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("box_image")
+@pytest.mark.parametrize("config", [DOCKER], indirect=True, ids=["docker"])
+async def test_code_is_scored_by_the_boxes_of_the_node_and_their_death_costs_a_moment(
+    manager: RlarRewardManager, engine: Any, tokenizer: Any
+) -> None:
+    right, wrong = "def f(x): return x + 1", "def f(x): return x"
+
+    async def values() -> list[float]:
+        samples = [data(tokenizer, text, truth="assert f(1) == 2", uid=text) for text in (right, wrong)]
+        return [result["reward_score"] for result in await asyncio.gather(*map(manager.run_single, samples))]
+
+    assert await values() == [1.0, 0.0]
+    node = ray.get_runtime_context().get_node_id()
+    actor = ray.get_actor(f"{BOXES_NAME}_{node}")
+    os.kill(ray.get(actor.pid.remote()), signal.SIGKILL)
+    assert await values() == [1.0, 0.0]
+    ray.kill(ray.get_actor(f"{BOXES_NAME}_{node}"))
+    assert await asyncio.to_thread(none_left, engine)
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("box_image")
+@pytest.mark.parametrize("config", [(*DOCKER, "rlar.routing.prefer.math=checker")], indirect=True, ids=["docker"])
+async def test_a_verifier_of_the_library_scores_in_a_box_of_the_node_and_its_code_survives_the_actors(
+    config: DictConfig, tokenizer: Any
+) -> None:
+    source = "def score(prompt, response, reference, extra):\n    return 0.75 if reference in response else 0.25\n"
+    spec = make_spec(source_sha256=sha(source))
+    with Library(Path(config.rlar.run_dir) / "library") as library:
+        library.propose(spec, source, by="coder", why="math")
+        library.put_exam(spec.digest, card={}, text="", transcript=[], passed=True, by="exam", why="passed")
+        library.append("live", spec.digest, by="exam", why="passed", step=0)
+    manager = RlarRewardManager(config=config, tokenizer=tokenizer, compute_score=None, reward_router_address=None)
+    try:
+        for number, victim in enumerate((f"{BOXES_NAME}_{ray.get_runtime_context().get_node_id()}", ACTOR_NAME, "")):
+            samples = [data(tokenizer, text, uid=f"{text}{number}") for text in ("5", "6")]
+            results = await asyncio.gather(*map(manager.run_single, samples))
+            assert [result["reward_score"] for result in results] == [0.75, 0.25]
+            assert results[0]["reward_extra_info"]["rlar_tool"] == "checker"
+            if victim:
+                os.kill(ray.get(ray.get_actor(victim).pid.remote()), signal.SIGKILL)
+        await manager.flush()
+    finally:
+        manager.close()
+        for name in (ACTOR_NAME, f"{BOXES_NAME}_{ray.get_runtime_context().get_node_id()}"):
+            ray.kill(ray.get_actor(name))
 
 
 async def test_an_unscored_response_goes_out_as_the_mean_of_its_siblings(

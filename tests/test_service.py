@@ -61,6 +61,7 @@ async def test_a_service_that_comes_back_knows_the_groups_and_routes_of_before(t
     first = make_service(tmp_path)
     route = await first.route(make_query(), await first.at(1))
     await first.record([make_row(uid="g", session=0, value=0.3)])
+    first.close()
     second = make_service(tmp_path)
     assert await second.route(make_query(), await second.at(1)) == route
     assert await second.sibling_mean("g", 1, 2, timeout_s=5) == pytest.approx(0.3)

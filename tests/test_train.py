@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_sandbox_config, none_left
 
 from verl_rlar.ledger import read
 
@@ -184,13 +185,11 @@ def test_the_weights_changed(folder: Path) -> None:
     assert changed
 
 
-def test_too_many_unscored_responses_end_a_run_with_the_tool_and_the_reason(tmp_path: Path) -> None:
+def write_code_rows(folder: Path) -> None:
+    """Rows with a test each, for training and validation."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from verl_rlar.cpu.models import build_tiny
-
-    build_tiny(tmp_path / "model")
     code = [
         {
             "data_source": "code",
@@ -201,14 +200,38 @@ def test_too_many_unscored_responses_end_a_run_with_the_tool_and_the_reason(tmp_
         for index in range(PROMPTS)
     ]
     for name in ("train", "val"):
-        pq.write_table(pa.Table.from_pylist(code), tmp_path / f"{name}.parquet")
+        pq.write_table(pa.Table.from_pylist(code), folder / f"{name}.parquet")
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("box_image")
+def test_a_training_on_code_runs_it_in_boxes_and_leaves_none(tmp_path: Path, engine: Any) -> None:
+    from verl_rlar.cpu.models import build_tiny
+
+    build_tiny(tmp_path / "model")
+    write_code_rows(tmp_path)
+    settings = [f"rlar.sandbox.base={make_sandbox_config().base}", "trainer.total_training_steps=2"]
+    run(tmp_path, *settings, "trainer.val_before_train=False")
+    scored = query(
+        tmp_path, "SELECT route, outcome, value, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3"
+    )
+    assert scored == [("unit_tests", "scored", 0.0, 2 * PROMPTS * RESPONSES)]
+    assert none_left(engine)
+
+
+def test_too_many_unscored_responses_end_a_run_with_the_tool_and_the_reason(tmp_path: Path) -> None:
+    from verl_rlar.cpu.models import build_tiny
+
+    build_tiny(tmp_path / "model")
+    write_code_rows(tmp_path)
     settings = ["rlar.scoring.unscored_window=8", "trainer.val_before_train=False", "trainer.total_training_steps=9"]
+    settings.append("rlar.sandbox.backend=none")
     printed = run(tmp_path, *settings, fails=True)
     assert "TooManyUnscored" in printed
     assert "before step 2: 8 of the last 8 responses could not be scored" in printed
-    assert "8x unit_tests: unit_tests: code runs in a Docker box only" in printed
+    assert "8x -: uncovered: no tool for unit_tests" in printed
     sent = query(tmp_path, "SELECT step, outcome, value, sent, sent_as, COUNT(*) FROM scores GROUP BY 1, 2, 3, 4, 5")
-    assert sent == [(1, "failed", None, 0.5, "neutral", PROMPTS * RESPONSES)]
+    assert sent == [(1, "abstained", None, 0.5, "neutral", PROMPTS * RESPONSES)]
 
 
 def test_no_process_of_the_run_is_left(folder: Path) -> None:

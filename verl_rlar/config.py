@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from verl_rlar.errors import ConfigError
 from verl_rlar.types import Kind
@@ -55,6 +55,46 @@ class RoutingConfig(Section):
     """Tool for queries that no tool fits. None: their responses stay unscored."""
 
 
+class SandboxConfig(Section):
+    backend: Literal["docker", "sandbox_fusion", "none"] = "docker"
+    """Where code runs that we did not write. ``none``: nowhere; what needs a box is then unscored, and says so."""
+    image: str | None = None
+    """Image of the boxes, pulled if missing. None: built from the package's Dockerfile on first use."""
+    base: str = "python:3.11.13-slim-bookworm"
+    """Base image of that Dockerfile: Debian 12 or newer with Python 3.11 or newer."""
+    runtime: str | None = None
+    """Container runtime, e.g. ``runsc`` or ``kata``. None: the engine's default."""
+    program_boxes: int | None = Field(default=None, ge=1, le=512)
+    """Boxes per node for programs that a policy wrote. None: one per CPU."""
+    verifier_boxes: int | None = Field(default=None, ge=1, le=512)
+    """Boxes per node for verifiers, which may wait for a program. None: one per CPU."""
+    spare_boxes: int = Field(default=1, ge=0, le=64)
+    """Boxes per node that are kept started, for a new verifier or in place of a box that was destroyed."""
+    memory_mb: int = Field(default=512, ge=64)
+    """Memory of a box with its temporary files, in MiB; there is no swap."""
+    cpus: float = Field(default=1.0, gt=0)
+    """CPU share of a box, in cores."""
+    pids: int = Field(default=64, ge=8)
+    """Processes and threads of a box."""
+    tmp_mb: int = Field(default=64, ge=1)
+    """Size of a box's ``/tmp``, in MiB; beside it, it can write 1 MiB in ``/dev/shm``."""
+    program_timeout_s: float = Field(default=5.0, gt=0)
+    """Wall time of one program on one input, in seconds; a program that needs more has failed that input."""
+    queue_timeout_s: float = Field(default=300.0, gt=0)
+    """How long a call may wait for a free box, in seconds, before its own deadline begins to run."""
+    fusion_url: str | None = None
+    """Address of a SandboxFusion server, for ``backend: sandbox_fusion``."""
+    fusion_token_env: str | None = None
+    """Name of the environment variable with the token that a proxy in front of that server wants. None: no token."""
+
+
+class LibraryConfig(Section):
+    path: str | None = None
+    """Folder of the library, made if missing; None: ``library`` in `run_dir`."""
+    wait_s: float = Field(default=60.0, ge=0)
+    """How long the service waits at its start for an earlier writer of the library to go, in seconds."""
+
+
 class LedgerConfig(Section):
     store_responses: bool = True
     """Whether prompts and responses are kept (compressed). Without them a reward can be looked up, not replayed."""
@@ -62,17 +102,101 @@ class LedgerConfig(Section):
     """Longest time a row waits in a reward worker before it is sent, in seconds."""
 
 
+class Limits(Section):
+    """What a tool must reach in the exam, for one kind of query. Shares are of the cases of that sort, in [0, 1]."""
+
+    queries: float = Field(default=8, ge=1)
+    """Fewest different queries. Fewer are no evidence, and no evidence is no pass."""
+    good: float = Field(default=8, ge=1)
+    """Fewest right answers."""
+    bad: float = Field(default=24, ge=1)
+    """Fewest wrong answers."""
+    gold: float = Field(default=0.95, ge=0, le=1)
+    """Least share of gold answers that are accepted."""
+    false_accept: float = Field(default=0.02, ge=0, le=1)
+    """Largest share of wrong answers that are accepted."""
+    false_reject: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of right answers that are rejected or abstained from."""
+    pairwise: float = Field(default=0.95, ge=0, le=1)
+    """Least share of pairs of a right and a wrong answer to one query in which the right one scores more."""
+    pairwise_low: float = Field(default=0.6, ge=0, le=1)
+    """Least lower end of its 95 % interval (Wilson, over queries)."""
+    mutants: float = Field(default=0.9, ge=0, le=1)
+    """Least share of right answers with one thing wrong that score less than the right one."""
+    invariance: float = Field(default=0.9, ge=0, le=1)
+    """Least share of changes that must not matter that do not change the score by more than `tolerance`."""
+    worst_sort: float = Field(default=0.3, ge=0, le=1)
+    """Largest share of the wrong answers of any one sort (of at least 5 cases) that are accepted: many sorts that are
+    easily told must not hide one that is not."""
+    worst_change: float = Field(default=0.5, ge=0, le=1)
+    """Least share, in any one sort of change (of at least 5 cases) that must not matter, that changes nothing."""
+    tolerance: float = Field(default=0.05, ge=0, le=1)
+    """See `invariance`; in values of [0, 1]."""
+    attacks: float = Field(default=0.0, ge=0, le=1)
+    """Largest share of attacks that are accepted."""
+    sealed_gap: float = Field(default=0.1, ge=0, le=1)
+    """Most by which pairwise accuracy may be lower on sealed queries than on open ones."""
+
+
+class ExamConfig(Section):
+    limits: Limits = Limits()
+    """For every kind of query that `by_kind` says nothing about."""
+    by_kind: dict[Kind, dict[str, float]] = {
+        Kind.UNIT_TESTS: {"mutants": 0.6, "false_accept": 0.1, "pairwise": 0.9, "worst_sort": 0.5},
+        Kind.CONSTRAINTS: {"gold": 0.8, "mutants": 0.5, "false_accept": 0.1, "false_reject": 0.2, "pairwise": 0.8},
+        Kind.TRANSLATION: {"false_accept": 0.05, "false_reject": 0.2, "pairwise": 0.9},
+        Kind.SHORT_TEXT: {"false_accept": 0.05},
+        Kind.OPEN: {"false_accept": 0.3, "false_reject": 0.3, "pairwise": 0.7, "worst_sort": 0.6},
+    }
+    """Limits of a kind of query that differ from `limits`, by name."""
+    max_queries: int = Field(default=40, ge=1)
+    """Most queries of each kind that cases are made from."""
+    sealed_share: float = Field(default=0.3, ge=0, le=0.9)
+    """Share of the queries that are kept from agents."""
+    repeats: int = Field(default=120, ge=1)
+    """Most cases that are asked three times, in two processes, to see whether the answers are the same."""
+    errors: float = Field(default=0.01, ge=0, le=1)
+    """Largest share of calls that fail."""
+    latency_s: float = Field(default=2.0, gt=0)
+    """Longest 95th percentile of a call's wall time, in seconds."""
+    boxed_latency_s: float = Field(default=15.0, gt=0)
+    """... of a tool that runs programs or runs in a box itself."""
+    set_apart: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of rows whose gold is not trusted; with more, the data are no evidence."""
+
+    @field_validator("by_kind")
+    @classmethod
+    def _known_limits(cls, tree: dict[Kind, dict[str, float]]) -> dict[Kind, dict[str, float]]:
+        for kind, limits in tree.items():
+            try:
+                Limits.model_validate(limits)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                raise ValueError(f"{kind.value}.{fault['loc'][0]}: {fault['msg']}") from None
+        return tree
+
+    def limits_of(self, kind: Kind) -> Limits:
+        """What holds for a kind of query."""
+        return self.limits.model_copy(update=self.by_kind.get(kind, {}))
+
+
 class RlarConfig(Section):
     """All settings of the plugin."""
 
     run_dir: str = "rlar"
-    """Folder of the ledger, made if missing. In training: inside the checkpoint folder."""
+    """Folder of the ledger and the library, made if missing. In training: inside the checkpoint folder."""
     service_timeout_s: float = Field(default=30.0, gt=0)
     """Deadline of a call from a reward worker to the service, in seconds, restarts of the service included."""
     scoring: ScoringConfig = ScoringConfig()
     rules: RulesConfig = RulesConfig()
+    sandbox: SandboxConfig = SandboxConfig()
+    tools: tuple[str, ...] = ()
+    """Your own tools, as ``package.module:function``, each a function under `verl_rlar.tools.rule.rule`; trusted. Those
+    of installed packages (entry points in group ``verl_rlar.tools``) come by themselves."""
     routing: RoutingConfig = RoutingConfig()
+    library: LibraryConfig = LibraryConfig()
     ledger: LedgerConfig = LedgerConfig()
+    exam: ExamConfig = ExamConfig()
 
 
 def defaults() -> dict[str, Any]:

@@ -4,36 +4,42 @@
 For whoever scores outside a training: `rlar score`, `rlar plan`, notebooks, tests.
 
 Guarantees: the same snapshot, routing rule, deadlines and scores as in training with the same settings; the start of
-the worker processes is not charged to the first call's deadline; leaving the context ends all worker processes.
+the worker processes is not charged to the first call's deadline; leaving the context ends all processes and boxes.
 
 Not covered: nothing is recorded, and an unscored sample has no siblings whose mean could stand in for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from verl_rlar.config import RlarConfig
-from verl_rlar.library import builtin_snapshot
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.scoring import Scorer
+from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.trusted import trusted_snapshot
 from verl_rlar.types import Query, Route, Sample, Score, Snapshot
 
 
 class Dispatcher:
-    """Routes queries and scores samples. Use as ``with Dispatcher(config) as dispatcher``.
+    """Routes queries and scores samples. Use as ``async with Dispatcher(config) as dispatcher``.
 
     Args:
         config: The same settings as under `rlar.*` in training.
-        snapshot: The live tools; None: the built-in ones.
+        snapshot: The live tools; None: the built-in ones and the user's own, without those that need a sandbox if there
+            is to be none.
+        sources: Source text of every verifier among them, by `ToolSpec.source_sha256`.
 
     Raises:
-        ConfigError: The settings name a tool that is not live.
+        ConfigError: The settings name a tool that is not live, or one of the user's own cannot be used.
     """
 
-    def __init__(self, config: RlarConfig, snapshot: Snapshot | None = None) -> None:
-        self.snapshot = builtin_snapshot() if snapshot is None else snapshot
+    def __init__(
+        self, config: RlarConfig, snapshot: Snapshot | None = None, sources: Mapping[str, str] | None = None
+    ) -> None:
+        self.snapshot = trusted_snapshot(config) if snapshot is None else snapshot
         self.at_once = config.rules.processes
         """How many samples to score at the same time: with more, some would spend their deadline in the queue."""
         router = FeatureRouter(config.routing)
@@ -41,15 +47,17 @@ class Dispatcher:
         self._config = config
         self._routes = RouteCache(router, size=10_000)
         self._runner: RuleRunner | None = None
+        self._boxes = BoxRunner(config.sandbox, sources)
 
-    def __enter__(self) -> Dispatcher:
+    async def __aenter__(self) -> Dispatcher:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._runner is not None:
             self._runner.close()
+        await self._boxes.close()
 
     async def route(self, query: Query) -> Route:
         """Decides which tools score the responses to a query. Starts no process."""
@@ -62,6 +70,7 @@ class Dispatcher:
             ToolUnavailable: The worker processes do not start.
         """
         if self._runner is None:
-            self._runner = RuleRunner(self._config.rules, tuple(tool.target for tool in self.snapshot.tools))
-        scorer = Scorer(self._config.scoring, self._runner)
+            rules = tuple(tool.target for tool in self.snapshot.tools if not tool.boxed)
+            self._runner = RuleRunner(self._config.rules, rules)
+        scorer = Scorer(self._config.scoring, self._runner, self._boxes)
         return await scorer.score(sample, route or await self.route(sample.query), self.snapshot)

@@ -8,6 +8,7 @@
     │   ├── ToolTimeout             ... or it was still at work at its deadline, and was killed
     │   └── ToolUnavailable         ... or what it needs (a box, a server, an extra) is not here
     ├── LedgerError                 the ledger cannot be opened, read or written
+    ├── LibraryError                the library cannot be opened, read or written, or an event is not allowed in it
     ├── ServiceUnreachable          the run's service does not answer
     └── TooManyUnscored             the run stops: too large a share of responses could not be scored
 
@@ -42,6 +43,10 @@ class ToolUnavailable(ToolError):
 
 class LedgerError(RlarError):
     """The ledger cannot be opened, read or written."""
+
+
+class LibraryError(RlarError):
+    """The library cannot be opened, read or written, or an event is not allowed in it."""
 
 
 class ServiceUnreachable(RlarError):

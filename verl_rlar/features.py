@@ -150,13 +150,17 @@ def _is_tests(reference: str) -> bool:
     """Whether a reference is a test program, or input/output pairs in one of the JSON forms that code data sets use."""
     if re.search(r"^[ \t]*assert\s", reference, re.MULTILINE) or "def check(" in reference:
         return True
-    if not reference.startswith(("{", "[{")):
+    if re.search(r"^class[ \t]+\w+\([\w.]*TestCase\):", reference, re.MULTILINE):
+        return True
+    if not reference.startswith(("{", "[{", '["assert')):
         return False
     try:
         tests = json.loads(reference)
     except (ValueError, RecursionError):
         return False
     if isinstance(tests, list):
+        if all(isinstance(test, str) for test in tests):
+            return True
         return all(isinstance(test, dict) and {"input", "output"} <= test.keys() for test in tests)
     return {"inputs", "outputs"} <= tests.keys() or "functional" in tests
 

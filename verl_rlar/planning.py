@@ -20,20 +20,25 @@ A gold answer in the form of a response of *your* model is not tried.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from verl_rlar.config import RoutingConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
 from verl_rlar.features import describe
+from verl_rlar.router import FeatureRouter
+from verl_rlar.row_files import read_rows
 from verl_rlar.rows import query_of
 from verl_rlar.scoring import FULL_MARK
 from verl_rlar.streams import in_background, in_order
-from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, content_hash
+from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, Snapshot, content_hash
 
 WIN_SHARE = 0.75
 """Share of the sampled rows of a route on which gold must score more than every garbage answer. Not all: on 8 % of
@@ -44,6 +49,9 @@ OTHERS = 16
 """Most different gold answers of a route that are kept, to be tried as wrong answers to other rows."""
 EXCERPT = 160
 """Most characters of a prompt or reference in an example."""
+
+PROGRAM_COLUMNS = ("canonical_solution", "solution", "code")
+"""Columns that may hold a program that passes the row's tests."""
 
 SUBJECTS: Mapping[Kind, str] = {
     Kind.UNIT_TESTS: "its tests",
@@ -226,6 +234,26 @@ async def make_plan(
         done += 1
         on_progress("dry scoring", done, len(jobs))
     return survey.plan()
+
+
+def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot) -> int | None:
+    """Number of the first row of a file whose route has a tool that needs a sandbox; None: there is no such row.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    router = FeatureRouter(config)
+
+    async def search() -> int | None:
+        for number, row in read_rows(path):
+            with suppress(DataError):  # what becomes of a bad row is not decided here
+                if not isinstance(row, DataError):
+                    route = await router.route(query_of(row), snapshot)
+                    if any(snapshot.tool(part.tool).boxed for part in route.parts):
+                        return number
+        return None
+
+    return asyncio.run(search())
 
 
 # --- Gathering --------------------------------------------------------------------------------------------------------
@@ -435,7 +463,9 @@ class _Survey:
 
 
 def gold_answer(query: Query, kind: Kind) -> str | None:
-    """A right answer to a query, made from its reference; None where the row does not hold one."""
+    """A right answer to a query, made from its reference or its program; None where the row does not hold one."""
+    if kind is Kind.UNIT_TESTS:
+        return next((program for name in PROGRAM_COLUMNS if isinstance(program := query.extra.get(name), str)), None)
     if query.reference is None or SUBJECTS.get(kind) != SUBJECTS[Kind.MATH]:
         return None
     letter = re.fullmatch(r"\(?([A-Za-z])\)?\.?", query.reference.strip()) if kind is Kind.CHOICE else None

@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from verl_rlar import cpu
 from verl_rlar.config import RlarConfig, defaults, parse
-from verl_rlar.errors import ConfigError
+from verl_rlar.errors import ConfigError, DataError, ToolUnavailable
 
 VERL_VERSION = "0.9.1"
 REWARD_MANAGER = {"source": "importlib", "name": "RlarRewardManager", "path": "pkg://verl_rlar.reward_manager"}
@@ -56,8 +56,10 @@ class Preflight(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         try:
-            check(config)
-        except ConfigError as error:
+            settings = check(config)
+            check_sandbox(config, settings)
+            check_tools(settings)
+        except (ConfigError, ToolUnavailable) as error:
             print(f"\nverl_rlar refuses to start:\n  {error}\n", file=sys.stderr, flush=True)
             raise SystemExit(2) from None  # Hydra turns any other exception of a callback into a warning
 
@@ -118,6 +120,51 @@ def check(config: DictConfig) -> RlarConfig:
             "trainer.device=cpu trains in one process: set trainer.n_gpus_per_node=1 trainer.nnodes=1",
         )
     return settings
+
+
+def check_tools(settings: RlarConfig) -> None:
+    """Raises `ConfigError` if one of the user's own tools cannot be used."""
+    from verl_rlar.trusted import trusted_tools
+
+    trusted_tools(settings)
+
+
+def check_sandbox(config: DictConfig, settings: RlarConfig) -> None:
+    """Makes sure that there is a sandbox, if a row of the data could need one.
+
+    Raises:
+        ToolUnavailable: One is needed, or it cannot be said that none is, and there is none. The message names the row.
+    """
+    if settings.sandbox.backend == "none":
+        return
+    from verl_rlar.sandbox import check_reachable
+
+    try:
+        check_reachable(settings.sandbox)
+    except ToolUnavailable as error:
+        needed = _first_boxed_row(config, settings)
+        if needed is None:
+            print("verl_rlar: there is no sandbox here, and no row of the data needs a sandbox", file=sys.stderr)
+            return
+        raise ToolUnavailable(f"{needed}: its tool runs code, which needs a sandbox.\n{error}") from None
+
+
+def _first_boxed_row(config: DictConfig, settings: RlarConfig) -> str | None:
+    """The first row of the data whose route needs a sandbox, in words, or a file that cannot be looked into."""
+    from verl_rlar.planning import first_boxed_row
+    from verl_rlar.trusted import trusted_snapshot
+
+    snapshot = trusted_snapshot(settings)
+
+    names = (OmegaConf.select(config, f"data.{key}") for key in ("train_files", "val_files"))
+    for path in (str(path) for name in names if name for path in ([name] if isinstance(name, str) else name)):
+        try:
+            number = first_boxed_row(path, settings.routing, snapshot)
+        except DataError as error:
+            return f"{path} may hold rows with tests ({error})"
+        if number is not None:
+            return f"row {number} of {path}"
+    return None
 
 
 def _is_ours(class_path: str | None) -> bool:

@@ -42,13 +42,13 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from verl_rlar.errors import ConfigError, ServiceUnreachable
 from verl_rlar.ledger import Row
-from verl_rlar.library import builtin_snapshot
 from verl_rlar.plugin import check
 from verl_rlar.rows import plain, query_of
 from verl_rlar.scoring import Scorer
-from verl_rlar.service import Client
+from verl_rlar.service import Boxes, Client
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.trainer import GROUP_SIZE_FIELD, SPLIT_FIELD
+from verl_rlar.trusted import trusted_snapshot
 from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score
 
 NEEDED_FIELDS = ("global_steps", "uid", "session_id", "raw_prompt")
@@ -64,8 +64,9 @@ class RlarRewardManager(RewardManagerBase):
         self._decode = tokenizer.decode
         self._group_size = int(config.actor_rollout_ref.rollout.n)
         self._service = Client(self._rlar)
-        self._runner = RuleRunner(self._rlar.rules, tuple(tool.target for tool in builtin_snapshot().tools))
-        self._scorer = Scorer(self._rlar.scoring, self._runner)
+        rules = tuple(tool.target for tool in trusted_snapshot(self._rlar).tools if not tool.boxed)
+        self._runner = RuleRunner(self._rlar.rules, rules)
+        self._scorer = Scorer(self._rlar.scoring, self._runner, Boxes(self._rlar.sandbox, self._service.source))
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Scores one trajectory.

@@ -52,9 +52,9 @@ class FeatureRouter:
                 return _route(scorer, gates, snapshot, kind=kind, covered=True, reason=f"{kind.value}: {evidence}")
         kind, evidence = features.kinds[0]
         reason = f"uncovered: no tool for {kind.value} ({evidence})"
-        if self._config.fallback is None:
+        fallback = next((tool for tool in snapshot.tools if tool.name == self._config.fallback), None)
+        if fallback is None:
             return Route(parts=(), reason=reason, kind=kind, covered=False, snapshot=snapshot.version)
-        fallback = snapshot.tool(self._config.fallback)
         return _route(fallback, gates, snapshot, kind=kind, covered=False, reason=f"{reason}; fallback")
 
     def _scorer(self, kind: Kind, query: Query, snapshot: Snapshot) -> ToolSpec | None:

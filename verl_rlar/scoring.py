@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a route's tools on a sample and makes one score of their verdicts.
 
-Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling), and never raises for what a tool or a
-response does; a value is a finite float in [0, 1]; a missing part makes the whole score unscored (I4), it is never
-re-weighted away, so that all responses of a group are measured alike (I2).
+Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling; where a tool needs a sandbox, within
+what `BoxRunner` grants to each try), and never raises for what a tool or a response does; a value is a finite float in
+[0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted away, so that all responses of a
+group are measured alike (I2).
 
 How parts combine: every gate must give 1, or the value is 0; the other parts are added by weight. A caught cheat in any
 part makes the value 0 with outcome ``hacked``. Otherwise ``failed`` beats ``abstained``.
@@ -21,7 +22,7 @@ from typing import Protocol
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from verl_rlar.config import ScoringConfig
-from verl_rlar.errors import ToolError
+from verl_rlar.errors import ToolError, ToolUnavailable
 from verl_rlar.types import Outcome, Route, Sample, Score, Snapshot, ToolScore, ToolSpec, Verdict
 
 FULL_MARK = 1.0 - 1e-9
@@ -29,17 +30,26 @@ FULL_MARK = 1.0 - 1e-9
 
 
 class Runner(Protocol):
-    """What runs one kind of tool. See `verl_rlar.tools.runner.RuleRunner.run` for the errors."""
+    """What runs tools: `verl_rlar.tools.runner.RuleRunner` or `verl_rlar.tools.boxed.BoxRunner`; see there for the
+    errors."""
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict: ...
 
 
 class Scorer:
-    """Scores samples by routes."""
+    """Scores samples by routes.
 
-    def __init__(self, config: ScoringConfig, runner: Runner) -> None:
+    Args:
+        config: Deadline and retries.
+        runner: Runs the rules.
+        boxes: Runs the tools that need a sandbox. They wait in line for a box, so their deadline is the runner's.
+            None: there is none.
+    """
+
+    def __init__(self, config: ScoringConfig, runner: Runner, boxes: Runner | None = None) -> None:
         self._config = config
         self._runner = runner
+        self._boxes = boxes
 
     async def score(self, sample: Sample, route: Route, snapshot: Snapshot) -> Score:
         """Scores one sample by a route that was decided on this snapshot."""
@@ -52,7 +62,8 @@ class Scorer:
     async def _tool_score(self, sample: Sample, spec: ToolSpec) -> ToolScore:
         start = time.perf_counter()
         try:
-            verdict = await asyncio.wait_for(self._run(spec, sample), self._config.timeout_s)
+            limit = None if spec.boxed else self._config.timeout_s
+            verdict = await asyncio.wait_for(self._run(spec, sample), limit)
             outcome, raw, value, reason = _judge(spec, verdict)
             details = verdict.details
         except (ToolError, ConnectionError, TimeoutError, asyncio.TimeoutError) as error:
@@ -76,7 +87,10 @@ class Scorer:
             retry=retry_if_exception_type(ConnectionError),
             reraise=True,
         )
-        return await retrying(self._runner.run, spec, sample)
+        runner = self._boxes if spec.boxed else self._runner
+        if runner is None:
+            raise ToolUnavailable(f"{spec.name}: there is no sandbox here (rlar.sandbox.backend)")
+        return await retrying(runner.run, spec, sample)
 
 
 def _judge(spec: ToolSpec, verdict: Verdict) -> tuple[Outcome, float | None, float | None, str]:

@@ -3,13 +3,15 @@
 
 Reward workers are many and each response of a GRPO group lands on another one, so everything that they must agree on is
 decided here: which tools are live at a step, the route of each prompt, and the mean of a group's scores. It is also the
-only writer of the ledger. `Service` is plain Python; a `Client` finds it, or starts it, as a named Ray actor.
+only writer of the library and the ledger. `Service` is plain Python; a `Client` finds it, or starts it, as a named Ray
+actor. What needs a sandbox runs in another actor, one on each node that has reward workers: `Boxes` is the way to it.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
 nothing twice; Ray starts a dead service again and clients try until their deadline, so its death costs a moment; every
-wait has a deadline; a full disk delays rows, it does not stop the training.
+wait has a deadline; a full disk delays rows, it does not stop the training. The code of a verifier travels with its
+call, so a node needs neither the library's folder nor a memory of its own.
 
-Not covered: the tools of a run are those it started with (they will change at step boundaries, `at` is that seam). Rows
+Not covered: nothing proposes or promotes tools during a run yet (`Library.append` at `begin_step` is that seam). Rows
 are sent to the service within `rlar.ledger.flush_s`, off the scoring path: a reward worker that is killed takes the
 rows of its last moments along (verl does not survive the death of a reward worker either)."""
 
@@ -20,26 +22,34 @@ import logging
 import os
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_rlar.config import RlarConfig
-from verl_rlar.errors import LedgerError, ServiceUnreachable, TooManyUnscored
+from verl_rlar.config import RlarConfig, SandboxConfig
+from verl_rlar.errors import LedgerError, ServiceUnreachable, ToolTimeout, ToolUnavailable, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, Row
-from verl_rlar.library import builtin_snapshot
+from verl_rlar.library import Library, library_path
 from verl_rlar.router import FeatureRouter, RouteCache
-from verl_rlar.types import Query, Route, Snapshot
+from verl_rlar.sandbox import BoxLost
+from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.trusted import trusted_tools
+from verl_rlar.types import Query, Route, Sample, Snapshot, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
 
 ACTOR_NAME = "rlar_service"
+BOXES_NAME = "rlar_boxes"
+"""Beginning of the names of the nodes' actors for boxes."""
 GROUPS_KEPT = 20_000
 """Number of latest groups whose values are kept in memory; older ones are read from the ledger."""
 STEPS_KEPT = 8
 """Number of latest steps whose snapshots a client keeps."""
+BOXES_START_S = 60.0
+"""How much longer than the deadlines of `BoxRunner` a call to it may take, in seconds: its actor starts first."""
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
@@ -72,23 +82,40 @@ class Service:
 
     Args:
         config: The settings of the run.
-        token: Names this start of training, for the ledger.
+        token: Names this start of training, for the ledger and the library.
+
+    Raises:
+        ConfigError: One of the user's own tools cannot be used, or the settings name a tool that is not there.
+        LibraryError, LedgerError: It cannot be opened.
     """
 
     def __init__(self, config: RlarConfig, token: str) -> None:
         self._config = config
-        self._snapshot = builtin_snapshot()
+        tools = trusted_tools(config)
+        self._library = Library(library_path(config), wait_s=config.library.wait_s)
+        self._library.begin(tools, token)
         self._ledger = Ledger(Path(config.run_dir) / FILE_NAME, token=token, store_texts=config.ledger.store_responses)
-        self._ledger.add_tools(self._snapshot)
+        self._in_ledger: set[str] = set()
         router = FeatureRouter(config.routing)
-        router.check(self._snapshot)
+        router.check(Snapshot(tools=(*(tool.spec for tool in tools), *self._library.latest().tools)))
         self._routes = RouteCache(_Journaled(router, self._ledger))
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
 
     async def at(self, step: int) -> Snapshot:
-        """The tools that are live at a step (I1)."""
-        return self._snapshot
+        """The tools that are live at a step (I1). From now on that step does not change."""
+        snapshot = self._library.snapshot(step)
+        if snapshot.version not in self._in_ledger:
+            try:
+                self._ledger.add_tools(snapshot)
+                self._in_ledger.add(snapshot.version)
+            except LedgerError as error:
+                logger.warning("the tools of step %d are not in the ledger yet: %s", step, error)
+        return snapshot
+
+    async def source(self, source_sha256: str) -> str | None:
+        """The code of a tool, by its hash; None if it is not in the library."""
+        return self._library.source_of(source_sha256)
 
     async def route(self, query: Query, snapshot: Snapshot) -> Route:
         """The route of a query on a snapshot, decided once (I2)."""
@@ -146,6 +173,11 @@ class Service:
         """The service's process id, for those who want to see it die."""
         return os.getpid()
 
+    def close(self) -> None:
+        """Lets another service have the library and the ledger."""
+        self._library.close()
+        self._ledger.close()
+
     def _group(self, uid: str) -> Group:
         group = self._groups.get(uid)
         if group is None:
@@ -193,6 +225,7 @@ class Client:
         except ray.exceptions.GetTimeoutError as error:
             raise ServiceUnreachable(f"the rlar service did not start within {START_TIMEOUT_S:g} s") from error
         self._snapshots: dict[int, Snapshot] = {}
+        self._sources: dict[str, str] = {}
         self._routes = RouteCache(_Remote(self))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)
         self._sender: asyncio.Task[None] | None = None
@@ -209,6 +242,23 @@ class Client:
     async def route(self, query: Query, snapshot: Snapshot) -> Route:
         """See `Service.route`; asked once per query and snapshot."""
         return await self._routes.route(query, snapshot)
+
+    async def source(self, source_sha256: str) -> str:
+        """See `Service.source`; asked once per hash.
+
+        Raises:
+            ToolUnavailable: It is not in the library, or the service does not answer.
+        """
+        source = self._sources.get(source_sha256)
+        if source is None:
+            try:
+                source = await self._call("source", source_sha256, timeout_s=self._config.service_timeout_s)
+            except ServiceUnreachable as error:
+                raise ToolUnavailable(str(error)) from None
+            if source is None:
+                raise ToolUnavailable(f"the source {source_sha256[:12]} is not in the library")
+            self._sources[source_sha256] = source
+        return source
 
     async def sibling_mean(self, uid: str, session: int, group_size: int) -> float | None:
         """See `Service.sibling_mean`; None also if the service cannot be reached in time."""
@@ -280,3 +330,72 @@ class _Remote:
     async def route(self, query: Query, snapshot: Snapshot) -> Route:
         client = self._client
         return await client._call("route", query, snapshot, timeout_s=client._config.service_timeout_s)
+
+
+class _BoxActor:
+    """`BoxRunner` as an actor: the boxes of one node. When it dies, its boxes see that and go."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        self._sources: dict[str, str] = {}
+        self._runner = BoxRunner(config, self._sources)
+
+    async def run(self, spec: ToolSpec, sample: Sample, source: str | None) -> Verdict:
+        if source is not None:
+            self._sources[spec.source_sha256] = source
+        return await self._runner.run(spec, sample)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class Boxes:
+    """This node's boxes, for one reward worker: a runner of the tools that need a sandbox, shared by the node.
+
+    The actor is started by the first call. When it dies, Ray starts it again and calls try until their deadline. `run`
+    has the errors of `BoxRunner.run`.
+
+    Args:
+        config: Back-end, image, limits.
+        source: Gives the code of a verifier by its hash, or raises `ToolUnavailable`: `Client.source`. The code goes
+            along with each call (some KiB), so an actor that was started anew, on whatever node, lacks nothing.
+    """
+
+    def __init__(self, config: SandboxConfig, source: Callable[[str], Awaitable[str]]) -> None:
+        self._config = config
+        self._source = source
+        self._actor: Any = None
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """See `BoxRunner.run`."""
+        if self._actor is None:
+            self._actor = self._start()
+        source = await self._source(spec.source_sha256) if spec.kind == "verifier" else None
+        limit = self._config.queue_timeout_s + spec.timeout_s + BOXES_START_S
+        loop = asyncio.get_running_loop()
+        end = loop.time() + limit
+        while True:
+            try:
+                return await asyncio.wait_for(self._actor.run.remote(spec, sample, source), end - loop.time())
+            except ray.exceptions.RayTaskError as error:
+                raise error.cause from None  # without the other process's traceback: this becomes the reason of a score
+            except ray.exceptions.RayActorError as error:
+                if loop.time() + RECONNECT_S >= end:
+                    raise BoxLost(
+                        f"{spec.name}: this node's actor for boxes is gone ({type(error).__name__})"
+                    ) from None
+                await asyncio.sleep(RECONNECT_S)
+            except (TimeoutError, asyncio.TimeoutError):
+                raise ToolTimeout(f"{spec.name}: this node's actor for boxes did not answer in {limit:g} s") from None
+
+    def _start(self) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        actor: Any = ray.remote(_BoxActor)
+        return actor.options(
+            name=f"{BOXES_NAME}_{node}",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=10_000,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote(self._config)

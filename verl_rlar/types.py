@@ -141,6 +141,8 @@ class ToolSpec:
     """Raw score that maps to 1."""
     timeout_s: float = 5.0
     """Deadline of one call, in seconds of wall time; the call is killed then."""
+    boxed: bool = False
+    """Whether it runs code that we did not write, and so needs a sandbox."""
     origin: str = "builtin"
     """Who made it: ``builtin``, ``user``, or the id of an agent's transcript."""
     source_sha256: str = ""

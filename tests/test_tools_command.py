@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rlar tools`: a run's library, from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from verl_rlar.cli import app
+from verl_rlar.config import RlarConfig
+from verl_rlar.library import FOLDER_NAME, Library
+from verl_rlar.service import Service
+from verl_rlar.types import Kind, Outcome
+
+CHECK = '''"""Compares the price per unit."""
+KINDS = ("math",)
+def score(prompt, response, reference, extra):
+    raise SystemExit("it is never run here")
+'''
+
+
+def tools(*args: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(app, ["tools", *args])
+    assert result.exit_code == code, result.output + result.stderr
+    return result
+
+
+def records(*args: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in tools(*args, "--json").stdout.splitlines()]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    """The checkpoint folder of a run that has handed out steps 0 to 4."""
+    Service(RlarConfig(run_dir=str(tmp_path / "rlar")), "run").close()
+    with Library(tmp_path / "rlar" / FOLDER_NAME) as library:
+        library.snapshot(4)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> str:
+    file = tmp_path / "unit_price.py"
+    file.write_text(CHECK)
+    return str(file)
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield
+
+
+def test_without_a_library_the_tools_that_a_training_begins_with_are_listed() -> None:
+    result = tools("ls")
+    assert "there is no library at rlar/library" in result.stderr
+    assert [line.split()[0] for line in result.stdout.splitlines()][:2] == ["tool", "unit_tests"]
+    assert {row["by"] for row in records("ls")} == {"builtin"}
+    assert "unit_tests" not in tools("ls", "--set", "sandbox.backend=none").stdout
+
+
+def test_a_proposed_verifier_is_listed_shown_and_never_live_without_an_exam(run: str, check: str) -> None:
+    added = records("add", check, "--in", run, "--why", "prices")[0]
+    assert (added["tool"], added["new"], added["state"]) == ("unit_price", True, "proposed")
+    refused = tools("add", check, "--in", run, "--live-from", "9", code=2)
+    assert "needs an exam first" in refused.stderr and "`rlar exam`" in refused.stderr
+    assert tools("add", check, "--in", run).stdout.startswith(f"unit_price ({added['digest']}) is there already")
+    rows = records("ls", "--in", run)
+    assert [row["tool"] for row in rows][-1] == "unit_price" and len(rows) == 12
+    assert {row["state"] for row in rows[:-1]} == {"live"}
+    shown = tools("show", added["digest"][:6], "--in", f"{run}/rlar/library").stdout
+    assert "Compares the price per unit." in shown and "none: it had no exam" in shown and "prices" in shown
+    [record] = records("show", "unit_price", "--in", run)
+    assert record["spec"]["scope"]["kinds"] == [Kind.MATH.value] and record["card"] is None
+
+
+def test_a_tool_with_a_passed_exam_can_be_made_live_from_a_later_step(run: str, check: str) -> None:
+    digest = records("add", check, "--in", run)[0]["digest"]
+    with Library(Path(run) / "rlar" / FOLDER_NAME) as library:
+        record: dict[str, Any] = {"text": "# unit_price\nall \x1b[31mright\n", "transcript": []}
+        library.put_exam(digest, card={"gold": 1.0}, passed=True, by="exam", why="all right", **record)
+    assert "already, and a step never changes" in tools("add", check, "--in", run, "--live-from", "4", code=2).stderr
+    assert records("add", check, "--in", run, "--live-from", "7")[0]["state"] == "live"
+    states = [{row["tool"]: row["state"] for row in records("ls", "--in", run, "--step", step)} for step in ("6", "7")]
+    assert [state["unit_price"] for state in states] == ["examined", "live"]
+    shown = tools("show", "unit_price", "--in", run).stdout
+    assert "all \\x1b[31mright" in shown, "what a card quotes is shown, not obeyed"
+
+
+def test_a_tool_is_retired_from_a_later_step_and_says_why(run: str) -> None:
+    assert "handed out" in tools("retire", "token_f1", "--in", run, "--why", "x", "--from", "4", code=2).stderr
+    assert records("retire", "token_f1", "--in", run, "--why", "too lenient")[0]["step"] == 5
+    assert "too lenient" in tools("show", "token_f1", "--in", run).stdout
+    assert "neither live" in tools("retire", "token_f1", "--in", run, "--why", "x", code=2).stderr
+    again = Service(RlarConfig(run_dir=f"{run}/rlar"), "another start")
+    again.close()
+    assert {row["tool"]: row["state"] for row in records("ls", "--in", run)}["token_f1"] == "retired"
+
+
+def test_the_code_that_comes_out_is_the_code_that_went_in(run: str, check: str, tmp_path: Path) -> None:
+    digest = records("add", check, "--in", run)[0]["digest"]
+    tools("export", digest, str(tmp_path / "out.py"), "--in", run)
+    assert (tmp_path / "out.py").read_bytes() == CHECK.encode()
+    assert "--force overwrites" in tools("export", digest, str(tmp_path / "out.py"), "--in", run, code=2).stderr
+    assert tools("export", "unit_price", "-", "--in", run).stdout == CHECK
+
+
+def test_a_new_library_is_made_for_the_first_tool(check: str) -> None:
+    assert records("add", check)[0]["library"] == "rlar/library"
+    assert [row["tool"] for row in records("ls")] == ["unit_price"]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("ls", "--in", "nowhere"), "there is no library at nowhere"),
+        (("retire", "token_f1", "--in", "nowhere", "--why", "x"), "there is no library at nowhere"),
+        (("show", "token_f2"), "there is no tool 'token_f2'; there are: "),
+        (("add", "missing.py"), r"cannot read the verifier missing.py"),
+        (("retire", "token_f1"), "Missing option '--why'"),
+    ],
+)
+def test_what_is_wrong_is_named(run: str, args: tuple[str, ...], message: str) -> None:
+    where = () if "--in" in args else ("--in", run)
+    assert message in tools(*args, *where, code=2).stderr
+
+
+def test_while_somebody_writes_the_library_can_be_read_and_the_writer_is_named(run: str, check: str) -> None:
+    with Library(Path(run) / "rlar" / FOLDER_NAME):
+        assert len(records("ls", "--in", run)) == 11
+        assert "being written by process" in tools("add", check, "--in", run, code=2).stderr
+
+
+def test_own_tools_of_the_settings_score_from_the_command_line_too(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"prompt": "Say half.", "reference": "half", "response": "no"}) + "\n")
+    settings = ["--set", 'tools=["planted:half"]', "--set", "routing.prefer.short_text=half"]
+    result = CliRunner().invoke(app, ["score", str(file), "--json", *settings])
+    row = json.loads(result.stdout)
+    assert (row["tool"], row["value"], row["outcome"]) == ("half", 0.5, Outcome.SCORED.value)

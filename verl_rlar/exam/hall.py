@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where exams are held: the processes and boxes for them, and an exam from files as `rlar exam` gives it.
+
+Guarantees: a rule is examined in two worker processes of the same sort as in training; what runs code that we did not
+write goes to boxes, or fails with the reason (I6); leaving a hall ends all that it started.
+
+Not covered: several exams at the same time in one hall measure each other's load.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from types import TracebackType
+
+from verl_rlar.config import RlarConfig
+from verl_rlar.errors import ToolError, ToolUnavailable
+from verl_rlar.exam.card import Card
+from verl_rlar.exam.cases import read_cases
+from verl_rlar.exam.evidence import Evidence, gather, screen
+from verl_rlar.exam.subject import Subject, find
+from verl_rlar.exam.trial import Examination, OnProgress, examine
+from verl_rlar.library import builtin_snapshot
+from verl_rlar.row_files import read_rows
+from verl_rlar.scoring import Scorer
+from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.types import Kind, Sample, ToolSpec
+
+logger = logging.getLogger(__name__)
+
+
+class Hall:
+    """Holds exams, one after the other. Use as ``async with Hall(config) as hall``.
+
+    Args:
+        config: The same settings as in training.
+    """
+
+    def __init__(self, config: RlarConfig) -> None:
+        self._config = config
+        self._sources: dict[str, str] = {}
+        self._runners: list[RuleRunner] = []
+        self._boxes = BoxRunner(config.sandbox, self._sources)
+
+    async def __aenter__(self) -> Hall:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for runner in self._runners:
+            runner.close()
+        await self._boxes.close()
+
+    def scorers(self) -> tuple[Scorer, Scorer]:
+        """Two scorers with a worker process each, and common boxes. The first call waits for the processes.
+
+        Raises:
+            ToolUnavailable: The worker processes do not start.
+        """
+        while len(self._runners) < 2:
+            self._runners.append(RuleRunner(self._config.rules.model_copy(update={"processes": 1})))
+        first, second = (Scorer(self._config.scoring, runner, self._boxes) for runner in self._runners)
+        return first, second
+
+    async def screen(self, evidence: Evidence, spec: ToolSpec, on_progress: OnProgress = lambda *_: None) -> Evidence:
+        """Sets apart the rows whose gold the built-in tools reject; the examined one has no say."""
+        boxes = self._config.sandbox.backend != "none"
+        judges = [tool for tool in builtin_snapshot(boxes=boxes).tools if tool.target != spec.target]
+        first, _ = self.scorers()
+        return await screen(evidence, first, judges, on_progress=lambda *done: on_progress("screening gold", *done))
+
+    async def examine(
+        self, subject: Subject, evidence: Evidence, *, seed: int = 0, on_progress: OnProgress = lambda *_: None
+    ) -> Examination:
+        """Examines a tool.
+
+        Raises:
+            ToolUnavailable: It needs a sandbox, and there is none here: that is no verdict on the tool.
+        """
+        spec = subject.spec
+        if subject.source:
+            self._sources[spec.source_sha256] = subject.source
+        if spec.boxed and evidence.cases:
+            if self._config.sandbox.backend == "none":
+                raise ToolUnavailable(f"{spec.name} needs a sandbox to be examined in (rlar.sandbox.backend is none)")
+            first = evidence.cases[0]
+            try:
+                await self._boxes.run(spec, Sample(query=first.query, response=first.response))
+            except ToolUnavailable:
+                raise
+            except (ToolError, ConnectionError) as error:  # the exam will say what it is worth
+                logger.info("%s: the first call failed: %s", spec.name, error)
+        at_once = 2 if spec.boxed else 1
+        return await examine(
+            spec, evidence, self.scorers(), self._config.exam, seed=seed, at_once=at_once, on_progress=on_progress
+        )
+
+
+async def examine_files(
+    tool: str,
+    data: Sequence[str],
+    case_files: Sequence[str],
+    config: RlarConfig,
+    *,
+    kinds: Collection[Kind] = (),
+    seed: int = 0,
+    on_progress: OnProgress = lambda *_: None,
+) -> Card:
+    """Examines a tool on rows and cases in files.
+
+    Args:
+        tool: See `verl_rlar.exam.subject.find`.
+        data: Files of rows.
+        case_files: Files of cases.
+        config: Settings.
+        kinds: For a verifier that does not say what it is for.
+        seed: See `examine`.
+        on_progress: Called with the stage, how much is done, and of how much.
+
+    Raises:
+        ConfigError: There is no such tool.
+        DataError: A file cannot be read, or a case file is wrong.
+    """
+    subject = find(tool, kinds)
+    exam = config.exam
+    evidence = Evidence()
+    async with Hall(config) as hall:
+        for path in data:
+            rows = read_rows(path)
+            more = gather(rows, subject.spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
+            evidence = _join(evidence, await hall.screen(more, subject.spec, on_progress))
+        for path in case_files:
+            cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
+            evidence = _join(evidence, Evidence(cases=cases))
+        return (await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)).card
+
+
+def _join(one: Evidence, other: Evidence) -> Evidence:
+    cases = {case.id: case for case in (*one.cases, *other.cases)}
+    return replace(
+        one,
+        cases=tuple(cases.values()),
+        set_apart=(*one.set_apart, *other.set_apart),
+        other_rows=one.other_rows + other.other_rows,
+        rows=one.rows + other.rows,
+        bad=(*one.bad, *other.bad),
+    )
