@@ -615,6 +615,35 @@ async def test_forged_questions_reach_nobody(sandbox: Sandbox) -> None:
         assert ran.forged or ran.answers == ({"value": 0.0, "reason": ""},)
 
 
+async def test_replies_that_nobody_waited_for_do_not_reach_the_next_job(sandbox: Sandbox) -> None:
+    async def answer(ask: Mapping[str, Any], left: float) -> Any:
+        return "x" * 200_000  # more than a pipe takes
+
+    source = """
+import os, rlar
+
+def score(prompt, response, reference, extra):
+    if extra["how"] == "honest":
+        return float(rlar.ask(kind="x") == "x" * 200_000)
+    for _ in range(int(extra["how"])):
+        os.write(3, b'{"ask": {"kind": "x"}}\\n')
+    return 0.5
+"""
+    for number in ("1", "2", "9"):
+        hasty = await verify(sandbox, source, answer, how=number)
+        assert hasty.forged or hasty.answers == ({"value": 0.5, "reason": ""},)
+        assert (await verify(sandbox, source, answer, how="honest")).answers == ({"value": 1.0, "reason": ""},)
+
+
+async def test_verifier_that_takes_no_reply_is_ended_in_time_and_its_box_is_whole(sandbox: Sandbox) -> None:
+    async def answer(ask: Mapping[str, Any], left: float) -> Any:
+        return "x" * 200_000
+
+    source = "import os, time\n" + scoring("os.write(3, b'{\"ask\": {}}\\n') and time.sleep(60)")
+    for _ in range(2):
+        assert (await verify(sandbox, source, answer, seconds=1)).end is End.TIMEOUT
+
+
 # --- The whole --------------------------------------------------------------------------------------------------------
 
 

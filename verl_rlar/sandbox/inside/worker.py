@@ -114,6 +114,12 @@ class Run:
         if errors >= 0:
             self.streams[errors] = bytearray()
         self.process = os.pidfd_open(self.pid)
+        self.asking = False
+        """A question was passed on, and its reply has not come."""
+        self.unsent = b""
+        """What the verifier has not taken of a reply."""
+        if self.replies >= 0:
+            os.set_blocking(self.replies, False)
 
     def _stdin(self, content: str) -> int:
         """A file with the program's input, already without a name."""
@@ -146,9 +152,14 @@ class Run:
                 if self.left < 0:
                     return "flooded"
             if 0 in ready:
-                self.reply(read_frame())
+                self.unsent, self.asking = read_frame() + b"\n", False
+                poll.register(self.replies, select.POLLOUT)
+            if self.replies in ready and self.reply():
+                poll.unregister(self.replies)
             if self.process in ready:
                 return "done"
+            if self.mode == "verifier":
+                self.pass_on()
 
     def read(self, descriptor: int) -> bool:
         """Takes what is there to read; False at the end of the stream."""
@@ -158,21 +169,25 @@ class Run:
         kept += data
         if descriptor == self.errors:
             del kept[:-STDERR_BYTES]
-        elif self.mode == "verifier":
-            self.pass_on(kept)
         return bool(data)
 
-    def pass_on(self, kept: bytearray) -> None:
-        """Sends what a verifier asks as soon as the line is whole; a last line that is no question stays."""
-        while (end := kept.find(b"\n")) >= 0 and kept.startswith(b'{"ask"'):
+    def pass_on(self) -> None:
+        """Sends what a verifier asks, one question at a time; what stays at the end is not its harness's word."""
+        kept = self.streams[self.output]
+        if not (self.asking or self.unsent) and kept.startswith(b'{"ask"') and (end := kept.find(b"\n")) >= 0:
+            self.asking = True
             send({"asks": text(bytes(kept[:end]))})
             del kept[: end + 1]
 
-    def reply(self, frame: bytes) -> None:
+    def reply(self) -> bool:
+        """Writes what the verifier takes now of a reply; whether that was the rest."""
         try:
-            write_all(self.replies, frame + b"\n")
-        except OSError:  # its reader is gone
+            self.unsent = self.unsent[os.write(self.replies, self.unsent) :]
+        except BlockingIOError:
             pass
+        except OSError:  # its reader is gone
+            self.unsent = b""
+        return not self.unsent
 
     def drain(self) -> None:
         """Reads what is left in the pipes of a process that is gone."""
@@ -212,6 +227,8 @@ def run(job: dict[str, object]) -> dict[str, object]:
         "errors": text(bytes(attempt.streams[attempt.errors])) if attempt.errors >= 0 else "",
     }
     attempt.close()
+    if attempt.asking:
+        read_frame()  # the reply that it did not wait for is no job
     message["clean"] = all(empty(folder) for folder in WRITABLE)
     return message
 
