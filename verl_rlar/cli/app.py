@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the subcommands of `rlar` share: options, settings, exit codes, progress and output."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from verl_rlar import __version__
+from verl_rlar.config import RlarConfig, parse
+from verl_rlar.errors import ConfigError, RlarError
+from verl_rlar.library import FOLDER_NAME, SCHEMA_FILE, Library, LibraryView
+
+OK, BAD, USAGE = 0, 1, 2
+WIDTH = 160
+"""Columns of the tables where standard output is no terminal."""
+STYLES = {"scored": "green", "abstained": "yellow", "failed": "red", "hacked": "magenta", "ok": "green", "lost": "red"}
+
+app = typer.Typer(
+    name="rlar",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="A setting under rlar.*, e.g. scoring.timeout_s=3. Repeatable."),
+]
+In = Annotated[
+    str | None,
+    typer.Option(
+        "--in", metavar="FOLDER", help="A library, or the folder of a run. Default: rlar, as in the settings."
+    ),
+]
+
+
+def main() -> None:
+    """Runs the command."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rlar {__version__}")
+        raise typer.Exit(OK)
+
+
+@app.callback()
+def rlar(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Agent-backed rewards for verl: score responses, plan data sets.
+
+    \b
+    Examples:
+      rlar score answers.jsonl
+      rlar score answers.jsonl --json | jq .value
+      echo '{"prompt": "6*7?", "response": "It is 42.", "reference": "42"}' | rlar score -
+      rlar plan train.parquet
+      rlar exam final_answer --data train.parquet
+      rlar doctor
+      rlar tools ls
+    """
+
+
+def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
+    """Runs a command to its exit code; what the user can mend becomes a message."""
+    try:
+        result = work()
+        code = result if isinstance(result, int) else asyncio.run(result)
+        sys.stdout.flush()
+    except RlarError as error:
+        complain(f"error: {error}")
+        code = USAGE
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail again
+        code = 128 + signal.SIGPIPE
+    raise typer.Exit(code)
+
+
+def configured(settings: list[str] | None) -> RlarConfig:
+    """The settings of ``--set``, checked.
+
+    Raises:
+        ConfigError: One has no value, or a key or value is wrong.
+    """
+    tree: dict[str, Any] = {}
+    for setting in settings or ():
+        key, equals, text = setting.partition("=")
+        *sections, name = key.removeprefix("rlar.").split(".")
+        if not equals or not all((*sections, name)):
+            raise ConfigError(f"--set {setting!r}: write KEY=VALUE, for example --set scoring.timeout_s=3")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+            if not isinstance(node, dict):
+                raise ConfigError(f"--set {setting!r}: {section} was set to {node!r} before, it cannot hold {name}")
+        try:
+            node[name] = json.loads(text)
+        except ValueError:
+            node[name] = text
+    return parse(tree)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
+    """A progress bar on standard error, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as progress:
+        tasks: dict[str, Any] = {}
+
+        def on_progress(stage: str, done: int, total: int | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield on_progress
+
+
+def library_folder(folder: str | None) -> Path | None:
+    """The library that is meant; None if there is none."""
+    place = Path(folder or RlarConfig().run_dir)
+    for candidate in (place, place / FOLDER_NAME, place / "rlar" / FOLDER_NAME):
+        if (candidate / SCHEMA_FILE).exists():
+            return candidate
+    return None
+
+
+def open_library(folder: str | None) -> LibraryView:
+    return Library.read(library_folder(folder) or Path(folder or RlarConfig().run_dir))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadLine:
+    """A line that cannot be scored."""
+
+    line: int
+    error: str
+
+
+def visible(text: str) -> str:
+    """A text whose control characters and the like are escaped, so that a terminal shows it and does not obey it."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def print_json(record: Mapping[str, Any]) -> None:
+    print(json.dumps(record, ensure_ascii=True, allow_nan=False), flush=True)
+
+
+def complain(message: str) -> None:
+    print(f"rlar: {visible(message)}", file=sys.stderr, flush=True)
+
+
+def complain_of(line: BadLine) -> None:
+    complain(f"line {line.line}: {line.error}")

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rlar score`: responses in, scores out, by the tools that fit their queries."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from verl_rlar.cli.app import (
+    BAD,
+    OK,
+    STYLES,
+    BadLine,
+    Json,
+    Set,
+    app,
+    complain,
+    complain_of,
+    configured,
+    print_json,
+    run,
+    visible,
+)
+from verl_rlar.config import RlarConfig
+from verl_rlar.dispatcher import Dispatcher
+from verl_rlar.errors import DataError
+from verl_rlar.row_files import read_rows
+from verl_rlar.rows import query_of
+from verl_rlar.streams import in_background, in_order
+from verl_rlar.types import Outcome, Route, Sample, Score
+
+
+@app.command("score")
+def score_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines (also .gz) or parquet; - is standard input.")],
+    as_json: Json = False,
+    settings: Set = None,
+) -> None:
+    """Score responses by the tools that fit their queries, as in training.
+
+    \b
+    Every line is an object with `messages` (or `prompt`) and `response`, and, where the data has them, `reference`,
+    `data_source` and `extra` (tests, constraints, languages, ...). verl's own columns are understood, too.
+
+    \b
+    Prints for every line: number, value in [0, 1] (- if unscored), outcome, tool, milliseconds, reason.
+    Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then.
+
+    \b
+    Examples:
+      rlar score answers.jsonl
+      rlar score answers.jsonl --json > scores.jsonl
+      rlar score answers.jsonl --set scoring.timeout_s=3 --set rules.processes=8
+      zcat answers.jsonl.gz | rlar score - | sort -t$'\\t' -k2 -n | head
+    """
+    run(lambda: _score(file, as_json, configured(settings)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A line and its score."""
+
+    line: int
+    sample: Sample
+    route: Route
+    score: Score
+
+
+async def _score(file: str, as_json: bool, config: RlarConfig) -> int:
+    report = _JsonScores() if as_json else _TableScores()
+    bad = 0
+    tally: dict[str, Counter[str]] = {}
+    values: list[float] = [0.0, 0.0]  # sum and count
+    async with Dispatcher(config) as dispatcher:
+
+        async def score(item: tuple[int, Mapping[str, Any] | DataError]) -> Scored | BadLine:
+            number, row = item
+            try:
+                sample = _sample(row)
+            except DataError as error:
+                return BadLine(line=number, error=str(error))
+            route = await dispatcher.route(sample.query)
+            return Scored(line=number, sample=sample, route=route, score=await dispatcher.score(sample, route))
+
+        async for result in in_order(score, in_background(read_rows(file)), at_once=dispatcher.at_once):
+            if isinstance(result, BadLine):
+                bad += 1
+                report.bad(result)
+                continue
+            report.scored(result)
+            tally.setdefault(result.route.name, Counter())[result.score.outcome.value] += 1
+            if result.score.value is not None:
+                values[0] += result.score.value
+                values[1] += 1
+    _summarise(tally, bad, values[0] / values[1] if values[1] else None)
+    return BAD if bad else OK
+
+
+def _sample(row: Mapping[str, Any] | DataError) -> Sample:
+    if isinstance(row, DataError):
+        raise row
+    response = row.get("response")
+    if not isinstance(response, str):
+        raise DataError("no `response`" if response is None else f"`response` is {type(response).__name__}, not a text")
+    return Sample(query=query_of(row), response=response)
+
+
+class _JsonScores:
+    """One JSON object for every line of the input."""
+
+    def scored(self, result: Scored) -> None:
+        route, score = result.route, result.score
+        print_json(
+            {
+                "line": result.line,
+                "value": score.value,
+                "outcome": score.outcome.value,
+                "tool": route.name,
+                "reason": score.reason,
+                "ms": round(1000 * score.seconds, 3),
+                "data_source": result.sample.query.data_source,
+                "kind": route.kind.value,
+                "covered": route.covered,
+                "route": route.reason,
+                "parts": [
+                    {
+                        "tool": part.tool,
+                        "version": part.digest,
+                        "outcome": part.outcome.value,
+                        "raw": part.raw,
+                        "value": part.value,
+                        "reason": part.reason,
+                        "ms": round(1000 * part.seconds, 3),
+                        "details": dict(part.details),
+                    }
+                    for part in score.parts
+                ],
+            }
+        )
+
+    def bad(self, line: BadLine) -> None:
+        print_json({"line": line.line, "error": line.error})
+        complain_of(line)
+
+
+class _TableScores:
+    """A table for people: aligned and cut to the width of a terminal, else separated by tabs and whole."""
+
+    def __init__(self) -> None:
+        self._console = Console(highlight=False)
+        self._begun = False
+
+    def scored(self, result: Scored) -> None:
+        score = result.score
+        value = "-" if score.value is None else f"{score.value:.4g}"
+        cells = (str(result.line), value, score.outcome.value, result.route.name, f"{1000 * score.seconds:.1f}")
+        self._row(*cells, visible(score.reason))
+
+    def bad(self, line: BadLine) -> None:
+        complain_of(line)
+
+    def _row(self, *cells: str) -> None:
+        if not self._begun:
+            self._begun = True
+            self._row("line", "value", "outcome", "tool", "ms", "reason")
+        if not self._console.is_terminal:
+            print("\t".join(cells), flush=True)
+            return
+        line, value, outcome, tool, ms, reason = cells
+        text = Text(f"{line:>6}  {value:>7}  ")
+        text.append(f"{outcome:<9}", style=STYLES.get(outcome, "bold"))
+        text.append(f"  {tool:<24}  {ms:>8}  {reason}")
+        self._console.print(text, no_wrap=True, overflow="ellipsis")
+
+
+def _summarise(tally: Mapping[str, Counter[str]], bad: int, mean: float | None) -> None:
+    lines = sum(counts.total() for counts in tally.values())
+    complain(f"{lines:,} lines, and {bad:,} bad ones; mean value {'-' if mean is None else f'{mean:.4f}'}")
+    outcomes = [outcome.value for outcome in Outcome]
+    table = Table("tool", *outcomes, box=None, pad_edge=False)
+    for tool, counts in sorted(tally.items(), key=lambda item: -item[1].total()):
+        table.add_row(Text(tool), *(str(counts[outcome]) for outcome in outcomes))
+    if tally:
+        Console(stderr=True, highlight=False).print(table)

@@ -1,0 +1,291 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`rlar tools`: looks into a run's library of tools, and changes it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from verl_rlar.cli.app import (
+    OK,
+    WIDTH,
+    In,
+    Json,
+    Set,
+    app,
+    complain,
+    configured,
+    library_folder,
+    open_library,
+    print_json,
+    run,
+    visible,
+)
+from verl_rlar.config import RlarConfig
+from verl_rlar.errors import ConfigError, LibraryError
+from verl_rlar.library import FOLDER_NAME, Library, spec_to_json
+from verl_rlar.trusted import trusted_tools
+from verl_rlar.types import Kind, ToolSpec
+
+STATES = {"live": "green", "shadow": "cyan", "rejected": "red", "quarantined": "red", "retired": "dim"}
+
+
+tools_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tools_app, name="tools")
+
+Tool = Annotated[str, typer.Argument(metavar="TOOL", help="A name, a digest, or the beginning of one.")]
+By = Annotated[str, typer.Option(metavar="WHO", help="Who says so, for the log.")]
+
+
+@tools_app.callback()
+def tools_group() -> None:
+    """Look into a run's library of tools, and change it.
+
+    While a training runs, its service is the only one that writes; looking is always possible.
+    """
+
+
+@tools_app.command("ls")
+def tools_ls_command(
+    folder: In = None,
+    step: Annotated[int | None, typer.Option(min=0, help="How things stood at that step. Default: after all.")] = None,
+    as_json: Json = False,
+    settings: Set = None,
+) -> None:
+    """List the tools: what each is, since which step, and why.
+
+    Without a library: the tools that a training with these settings begins with.
+
+    \b
+    Examples:
+      rlar tools ls --in checkpoints/qwen3-8b/rlar
+      rlar tools ls --step 40
+      rlar tools ls --set 'tools=["my_package.rewards:shouting"]'
+    """
+    run(lambda: _tools_ls(folder, step, as_json, configured(settings)))
+
+
+@tools_app.command("show")
+def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False) -> None:
+    """Show a tool: its description, what it misses, its card, and what became of it.
+
+    \b
+    Examples:
+      rlar tools show final_answer
+      rlar tools show 3fa9 --json | jq .events
+    """
+    run(lambda: _tools_show(tool, folder, as_json))
+
+
+@tools_app.command("add")
+def tools_add_command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A verifier: *.py with a function `score`.")],
+    folder: In = None,
+    name: Annotated[str | None, typer.Option(help="Name of the tool. Default: that of the file.")] = None,
+    kind: Annotated[
+        list[Kind] | None, typer.Option("--kind", help="What it is for, if the file does not say. Repeatable.")
+    ] = None,
+    live_from: Annotated[
+        int | None, typer.Option("--live-from", min=0, metavar="STEP", help="Make it live from this step on.")
+    ] = None,
+    replaces: Annotated[
+        str | None, typer.Option(metavar="DIGEST", help="The live tool of the same name that goes, with --live-from.")
+    ] = None,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "added by hand",
+    by: By = "command line",
+    as_json: Json = False,
+    settings: Set = None,
+) -> None:
+    """Put a verifier that nobody has read into the library, as proposed. It is not run here.
+
+    \b
+    The file has a function score(prompt, response, reference, extra) that returns a number in [0, 1] or None, and may
+    say KINDS, NEEDS_REFERENCE, TIMEOUT_S and DESCRIPTION. It scores only in a box, and only after an exam.
+
+    \b
+    Examples:
+      rlar tools add unit_price.py --kind math
+      rlar tools add unit_price.py --in checkpoints/qwen3-8b/rlar
+    """
+    run(lambda: _tools_add(file, folder, name, kind or [], live_from, replaces, why, by, as_json, configured(settings)))
+
+
+@tools_app.command("retire")
+def tools_retire_command(
+    tool: Tool,
+    why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")],
+    folder: In = None,
+    step: Annotated[
+        int | None, typer.Option("--from", min=0, metavar="STEP", help="From which step on. Default: the next one.")
+    ] = None,
+    by: By = "command line",
+    as_json: Json = False,
+) -> None:
+    """Take a tool out, from a step on. What it scored stays in the ledger, and it stays in the library.
+
+    \b
+    Example:
+      rlar tools retire token_f1 --why "too lenient on names"
+    """
+    run(lambda: _tools_retire(tool, folder, step, why, by, as_json))
+
+
+@tools_app.command("export")
+def tools_export_command(
+    tool: Tool,
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - is standard output.")],
+    folder: In = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+) -> None:
+    """Write a tool's code into a file, byte by byte as it scored.
+
+    \b
+    Example:
+      rlar tools export 3fa9c0de12345678 unit_price.py
+    """
+    run(lambda: _tools_export(tool, file, folder, force))
+
+
+def _new_library_folder(folder: str | None) -> Path:
+    place = Path(folder or RlarConfig().run_dir)
+    return place if place.name == FOLDER_NAME else place / FOLDER_NAME
+
+
+def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
+    rows: list[tuple[ToolSpec, str, int, str, str]]
+    if folder is None and library_folder(None) is None:
+        complain(f"there is no library at {Path(config.run_dir) / FOLDER_NAME}; a training begins with these")
+        rows = [(tool.spec, "live", 0, tool.by, "at the start") for tool in trusted_tools(config)]
+    else:
+        library = open_library(folder)
+        live = library.latest() if step is None else library.snapshot(step)
+        order = {tool.digest: place for place, tool in enumerate(live.tools)}
+        by = {event.digest: event.by for event in library.events}
+        standings = library.standings(step).values()
+        rows = [
+            (library.spec(standing.digest), standing.event, standing.step, by[standing.digest], standing.why)
+            for standing in sorted(standings, key=lambda standing: order.get(standing.digest, len(order)))
+        ]
+    table = Table("tool", "state", "since", "kind", "checks", "digest", "by", "why", box=None, pad_edge=False)
+    for spec, state, since, by_whom, why in rows:
+        kinds = sorted(kind.value for kind in spec.scope.kinds)
+        if as_json:
+            record = {"tool": spec.name, "digest": spec.digest, "state": state, "step": since, "kind": spec.kind}
+            print_json(record | {"checks": kinds, "by": by_whom, "why": why, "description": spec.description})
+        checks = ("gate: " if spec.gate else "") + ("all" if len(kinds) == len(Kind) else " ".join(kinds))
+        cells = (spec.name, state, str(since), spec.kind, checks, spec.digest, by_whom, why)
+        table.add_row(
+            *(Text(visible(cell), style=STATES.get(cell, "") if n == 1 else "") for n, cell in enumerate(cells))
+        )
+    if not as_json:
+        Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
+    return OK
+
+
+def _tools_show(tool: str, folder: str | None, as_json: bool) -> int:
+    library = open_library(folder)
+    digest = library.find(tool)
+    spec, standing, card = library.spec(digest), library.standings()[digest], library.card(digest)
+    events = [event for event in library.events if event.digest == digest or event.replaces == digest]
+    if as_json:
+        state = {"digest": digest, "state": standing.event, "step": standing.step, "spec": spec_to_json(spec)}
+        print_json(state | {"card": card, "events": [asdict(event) for event in events]})
+        return OK
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+    def say(label: str, text: str) -> None:
+        console.print(Text.assemble((f"{label:<13}", "bold"), visible(text)), soft_wrap=True)
+
+    say("tool", f"{spec.name} ({digest})")
+    say("state", f"{standing.event} since step {standing.step}: {standing.why}")
+    say("kind", f"{spec.kind}, {spec.target}" + (", a gate" if spec.gate else ""))
+    kinds = " ".join(sorted(kind.value for kind in spec.scope.kinds))
+    say("checks", kinds + ("" if not spec.scope.needs_reference else "; needs a reference"))
+    say("range", f"{spec.low:g} to {spec.high:g}, within {spec.timeout_s:g} s" + (", in a box" if spec.boxed else ""))
+    say("made by", spec.origin)
+    say("description", spec.description or "-")
+    for missed in spec.misses:
+        say("misses", missed)
+    say("code", str(library.path / "tools" / digest))
+    for event in events:
+        what = event.event if event.digest == digest else f"replaced by {event.digest}"
+        say(f"event {event.seq}", f"{event.time[:19]}  step {event.step}  {what}, by {event.by}: {event.why}")
+    text = library.card_text(digest)
+    say("card", "none: it had no exam" if text is None else "")
+    for line in (text or "").splitlines():
+        console.print(Text("  " + visible(line)), soft_wrap=True)
+    return OK
+
+
+def _tools_add(
+    file: str,
+    folder: str | None,
+    name: str | None,
+    kinds: list[Kind],
+    live_from: int | None,
+    replaces: str | None,
+    why: str,
+    by: str,
+    as_json: bool,
+    config: RlarConfig,
+) -> int:
+    from verl_rlar.exam.subject import verifier
+
+    try:
+        source = Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the verifier {file}: {error}") from None
+    spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
+    with Library(library_folder(folder) or _new_library_folder(folder)) as library:
+        if live_from is not None and not library.passed(spec.digest):
+            raise LibraryError(
+                f"{spec.name} ({spec.digest}) cannot become live: it needs an exam first, and there is no card of one "
+                "that it passed. Add it without --live-from, and see `rlar exam`"
+            )
+        new = library.propose(spec, source, by=by, why=why)
+        if live_from is not None:
+            library.append("live", spec.digest, by=by, why=why, step=live_from, replaces=replaces)
+        state = library.standings()[spec.digest]
+        if as_json:
+            record = {"tool": spec.name, "digest": spec.digest, "new": new, "state": state.event, "step": state.step}
+            print_json(record | {"library": str(library.path)})
+        else:
+            print(f"{spec.name} ({spec.digest}) is {'' if new else 'there already, '}{state.event} in {library.path}")
+    return OK
+
+
+def _tools_retire(tool: str, folder: str | None, step: int | None, why: str, by: str, as_json: bool) -> int:
+    with Library(open_library(folder).path) as library:
+        event = library.append("retired", library.find(tool), by=by, why=why, step=step)
+    if as_json:
+        print_json({"tool": event.tool, "digest": event.digest, "state": event.event, "step": event.step})
+    else:
+        print(f"{event.tool} ({event.digest}) is retired from step {event.step} on")
+    return OK
+
+
+def _tools_export(tool: str, file: str, folder: str | None, force: bool) -> int:
+    library = open_library(folder)
+    digest = library.find(tool)
+    source = library.source(digest)
+    if source is None:
+        raise LibraryError(f"{tool}: the library has no code of {digest}; `rlar tools show` says what it is")
+    if file == "-":
+        sys.stdout.write(source)
+        return OK
+    try:
+        with open(file, "w" if force else "x", encoding="utf-8", newline="") as out:
+            out.write(source)
+    except FileExistsError:
+        raise ConfigError(f"{file} is there already; --force overwrites it") from None
+    except OSError as error:
+        raise ConfigError(f"cannot write {file}: {error}") from None
+    complain(f"{library.spec(digest).name} ({digest}) is in {file}")
+    return OK
