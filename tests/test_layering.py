@@ -11,14 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "errors", "config"),
+    ("__init__", "types", "errors", "config", "calibration"),
     ("rows", "row_files", "streams", "features", "ledger", "sandbox"),
     ("tools",),
-    ("library", "scoring", "trusted", "calibration"),
+    ("library", "scoring", "trusted"),
     ("router",),
     ("dispatcher",),
     ("planning",),
-    ("exam",),
+    ("exam", "life", "inbox"),
+    ("shadow", "export", "replay"),
     ("service",),
     ("cpu", "plugin", "trainer", "reward_manager", "cli", "__main__"),
 )

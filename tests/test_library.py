@@ -156,7 +156,7 @@ def test_a_shadow_scores_beside_the_live_ones_until_it_is_one(library: Library) 
     digest = take_in(library)
     library.append("shadow", digest, by="exam", why="passed", step=2)
     library.append("live", digest, by="watch", why="agrees", step=5)
-    assert [[spec.name for spec in library.shadows(step)] for step in (1, 2, 4, 5)] == [
+    assert [[spec.name for spec in library.snapshot(step).shadows] for step in (1, 2, 4, 5)] == [
         [],
         ["checker"],
         ["checker"],

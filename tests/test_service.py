@@ -16,7 +16,7 @@ from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
 from verl_rlar.rows import query_of
 from verl_rlar.service import Service
-from verl_rlar.types import Kind, Query, Route, Snapshot
+from verl_rlar.types import Kind, Query, Route, Snapshot, Split
 
 
 def make_service(run_dir: Path, *, token: str = "run", **scoring: float) -> Service:
@@ -76,7 +76,7 @@ class SlowRouter:
         self.decisions = 0
         self.fails_first = fails_first
 
-    async def route(self, query: Query, snapshot: Snapshot) -> Route:
+    async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         self.decisions += 1
         decision = self.decisions
         await asyncio.sleep(0.01)

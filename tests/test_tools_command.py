@@ -67,10 +67,11 @@ def test_without_a_library_the_tools_that_a_training_begins_with_are_listed() ->
 
 def test_a_proposed_verifier_is_listed_shown_and_never_live_without_an_exam(run: str, check: str) -> None:
     added = records("add", check, "--in", run, "--why", "prices")[0]
-    assert (added["tool"], added["new"], added["state"]) == ("unit_price", True, "proposed")
-    refused = tools("add", check, "--in", run, "--live-from", "9", code=2)
-    assert "needs an exam first" in refused.stderr and "`rlar exam`" in refused.stderr
-    assert tools("add", check, "--in", run).stdout.startswith(f"unit_price ({added['digest']}) is there already")
+    assert (added["tool"], added["state"]) == ("unit_price", "proposed")
+    for stage in ("shadow", "live"):
+        refused = tools("promote", "unit_price", "--in", run, "--to", stage, "--why", "x", code=2)
+        assert "needs an exam before it scores" in refused.stderr and "`rlar exam`" in refused.stderr
+    assert tools("add", check, "--in", run).stdout.startswith(f"unit_price ({added['digest']}) is proposed")
     rows = records("ls", "--in", run)
     assert [row["tool"] for row in rows][-1] == "unit_price" and len(rows) == 12
     assert {row["state"] for row in rows[:-1]} == {"live"}
@@ -85,8 +86,9 @@ def test_a_tool_with_a_passed_exam_can_be_made_live_from_a_later_step(run: str, 
     with Library(Path(run) / "rlar" / FOLDER_NAME) as library:
         record: dict[str, Any] = {"text": "# unit_price\nall \x1b[31mright\n", "transcript": []}
         library.put_exam(digest, card={"gold": 1.0}, passed=True, by="exam", why="all right", **record)
-    assert "already, and a step never changes" in tools("add", check, "--in", run, "--live-from", "4", code=2).stderr
-    assert records("add", check, "--in", run, "--live-from", "7")[0]["state"] == "live"
+    live = ("promote", "unit_price", "--in", run, "--to", "live", "--why", "all right")
+    assert "already, and a step never changes" in tools(*live, "--from", "4", code=2).stderr
+    assert records(*live, "--from", "7")[0]["state"] == "live"
     states = [{row["tool"]: row["state"] for row in records("ls", "--in", run, "--step", step)} for step in ("6", "7")]
     assert [state["unit_price"] for state in states] == ["examined", "live"]
     shown = tools("show", "unit_price", "--in", run).stdout
@@ -97,7 +99,7 @@ def test_a_tool_is_retired_from_a_later_step_and_says_why(run: str) -> None:
     assert "handed out" in tools("retire", "token_f1", "--in", run, "--why", "x", "--from", "4", code=2).stderr
     assert records("retire", "token_f1", "--in", run, "--why", "too lenient")[0]["step"] == 5
     assert "too lenient" in tools("show", "token_f1", "--in", run).stdout
-    assert "neither live" in tools("retire", "token_f1", "--in", run, "--why", "x", code=2).stderr
+    assert "is retired from step 5 on" in tools("retire", "token_f1", "--in", run, "--why", "x").stdout, "as it was"
     again = Service(RlarConfig(run_dir=f"{run}/rlar"), "another start")
     again.close()
     assert {row["tool"]: row["state"] for row in records("ls", "--in", run)}["token_f1"] == "retired"
@@ -131,10 +133,13 @@ def test_what_is_wrong_is_named(run: str, args: tuple[str, ...], message: str) -
     assert message in tools(*args, *where, code=2).stderr
 
 
-def test_while_somebody_writes_the_library_can_be_read_and_the_writer_is_named(run: str, check: str) -> None:
+def test_while_somebody_writes_the_library_can_be_read_and_changes_wait_for_the_writer(run: str, check: str) -> None:
     with Library(Path(run) / "rlar" / FOLDER_NAME):
         assert len(records("ls", "--in", run)) == 11
-        assert "being written by process" in tools("add", check, "--in", run, code=2).stderr
+        added = records("add", check, "--in", run)[0]
+        assert added["state"] == "waiting" and Path(added["inbox"]).is_file()
+        assert "takes it in at its next step" in tools("retire", "token_f1", "--in", run, "--why", "x").stdout
+        assert len(records("ls", "--in", run)) == 11
 
 
 def test_own_tools_of_the_settings_score_from_the_command_line_too(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ scale. After `fit`, a value is the estimated chance that the response is right, 
 
 Guarantees: deterministic; monotone, and strictly so within the range that was seen, so that the order of the responses
 of a group, and with it the advantages' signs, is what the tool said; values are in [0, 1]; beyond the range that was
-seen the map is flat: a score that no answer of the exam had earns nothing on top, and `RangeAlarm` says so.
+seen the map is flat: a score that no answer of the exam had earns nothing on top (`verl_rlar.life` watches how many
+there are).
 Serialisable (`as_dict`, `from_dict`) without a change of any value. Standard library only: adjacent violators are a
 dozen lines, and SciPy would be the largest dependency.
 
@@ -22,13 +23,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from verl_rlar.errors import DataError
-from verl_rlar.types import ToolSpec
 
 LEAST = 10
 """Good and bad answers, of each, that a map is learned from at least."""
@@ -93,22 +92,14 @@ class Calibration:
         return cls(**{**tree, "knots": tuple((float(x), float(y)) for x, y in tree["knots"])})
 
 
-def identity(spec: ToolSpec) -> Calibration:
-    """The linear map of a tool's declared range, for a tool whose values already mean it."""
-    return Calibration(method="identity", low=spec.low, high=spec.high, lower_is_better=spec.low > spec.high)
-
-
-def calibrate(spec: ToolSpec, answers: Sequence[Pair]) -> Calibration:
-    """The calibration of a tool: `identity` for rules and verifiers, else learned.
+def identity(low: float, high: float) -> Calibration:
+    """The linear map of a tool's declared range, for a tool whose values already mean it.
 
     Args:
-        spec: The tool.
-        answers: Raw score and whether the response was right, for every answer of the exam.
-
-    Raises:
-        DataError: See `fit`.
+        low: Raw score that maps to 0.
+        high: Raw score that maps to 1; below `low` if lower is better.
     """
-    return fit(answers) if spec.kind == "reward_model" else identity(spec)
+    return Calibration(method="identity", low=low, high=high, lower_is_better=low > high)
 
 
 def fit(answers: Sequence[Pair]) -> Calibration:
@@ -164,38 +155,6 @@ def rank_accuracy(good: Sequence[float], bad: Sequence[float]) -> float:
             at += 1
         wins += below + 0.5 * (at - below)
     return wins / total
-
-
-class RangeAlarm:
-    """Watches the raw scores of a training: too large a share outside the range that was seen is an alarm.
-
-    Args:
-        calibration: The tool's calibration.
-        share: Share of the window above which it is one.
-        window: Number of latest scores; there is no alarm before it is full.
-    """
-
-    def __init__(self, calibration: Calibration, *, share: float = 0.05, window: int = 256) -> None:
-        self._calibration = calibration
-        self._share = share
-        self._outside: deque[bool] = deque(maxlen=window)
-
-    def add(self, raw: float) -> str:
-        """Notes a raw score.
-
-        Returns:
-            What is wrong, for a person; empty if nothing is.
-        """
-        self._outside.append(not self._calibration.covers(raw))
-        window = self._outside.maxlen or 1
-        outside = sum(self._outside)
-        if len(self._outside) < window or outside <= self._share * window:
-            return ""
-        low, high = self._calibration.low, self._calibration.high
-        return (
-            f"{outside} of the last {window} raw scores lie outside [{low:g}, {high:g}], the range of the exam: the "
-            "policy's answers are unlike those that the tool was tried on"
-        )
 
 
 # --- The maps ---------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -48,11 +48,59 @@ class RulesConfig(Section):
     """Address space of each of them, in GiB; a rule that needs more fails."""
 
 
+class PartConfig(Section):
+    """One tool of a declared route."""
+
+    tool: str | tuple[str, ...]
+    """Name of a live tool; of several, the first one that is live and whose scope fits the query."""
+    weight: float | dict[int, float] = 1.0
+    """Share in the score, in proportion to the other parts; or by step, linear in between: ``{0: 0.0, 100: 0.3}``."""
+    gate: bool = False
+    """Whether it only says if the other parts count at all."""
+    threshold: float = Field(default=1.0, ge=0, le=1)
+    """Least value that passes a gate."""
+
+    @field_validator("weight")
+    @classmethod
+    def _not_negative(cls, weight: float | dict[int, float]) -> float | dict[int, float]:
+        steps = weight if isinstance(weight, dict) else {0: weight}
+        if not steps or not all(0 <= value < float("inf") and step >= 0 for step, value in steps.items()):
+            raise ValueError("a weight is a finite number of at least 0, or one by step, and steps count from 0")
+        return weight
+
+    @property
+    def knots(self) -> tuple[tuple[int, float], ...]:
+        """Steps and weights, in rising order; a single one if the weight is always the same."""
+        return tuple(sorted(self.weight.items())) if isinstance(self.weight, dict) else ((0, self.weight),)
+
+
+class RouteConfig(Section):
+    """A route for all queries that meet its conditions."""
+
+    kinds: tuple[Kind, ...] = ()
+    """Kinds of query that it is for. Empty: all."""
+    columns: tuple[str, ...] = ()
+    """Columns of `extra_info` that a row must have."""
+    split: Literal["train", "val"] | None = None
+    """Only in training or only in validation. None: in both."""
+    parts: tuple[PartConfig, ...] = Field(min_length=1)
+    """The tools. A weighted mean of those that are no gates, if all gates are passed."""
+
+    @field_validator("parts")
+    @classmethod
+    def _has_weight(cls, parts: tuple[PartConfig, ...]) -> tuple[PartConfig, ...]:
+        if not any(weight > 0 for part in parts if not part.gate for _, weight in part.knots):
+            raise ValueError("a route needs a part that is no gate and has a weight")
+        return parts
+
+
 class RoutingConfig(Section):
     prefer: dict[Kind, str | None] = dict.fromkeys(Kind)
     """Tool to take for a kind of query, where several fit. None: the first in the library."""
     fallback: str | None = None
     """Tool for queries that no tool fits. None: their responses stay unscored."""
+    routes: dict[str, RouteConfig] = {}
+    """Routes of your own, by a name of your choice; the first one whose conditions a query meets is taken."""
 
 
 class SandboxConfig(Section):
@@ -100,6 +148,47 @@ class LedgerConfig(Section):
     """Whether prompts and responses are kept (compressed). Without them a reward can be looked up, not replayed."""
     flush_s: float = Field(default=0.02, gt=0)
     """Longest time a row waits in a reward worker before it is sent, in seconds."""
+    keep_steps: int | None = Field(default=None, ge=1)
+    """For how many steps the texts of responses are kept. None: until `max_gb` is reached. Rows are always kept."""
+    max_gb: float = Field(default=50.0, gt=0)
+    """Size of the ledger, in GiB, from which on the oldest responses' texts give way to new ones."""
+
+
+class LifeConfig(Section):
+    """When a tool that passed its exam gets a say, and when it loses it."""
+
+    shadow_steps: int = Field(default=5, ge=1)
+    """Fewest steps that a tool scores in the shadow, without a say."""
+    shadow_responses: int = Field(default=64, ge=1)
+    """Fewest live responses that it scores there."""
+    shadow_patience: int = Field(default=50, ge=1)
+    """Steps in the shadow after which a tool that cannot be judged is retired."""
+    shadow_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the groups that tools in the shadow score; whole groups, drawn by their ids."""
+    min_varied: float = Field(default=0.5, ge=0, le=1)
+    """Least share of groups in which its values differ, in shares of those in which the tools in place differ; where
+    these say nothing, of all groups."""
+    min_agreement: float = Field(default=0.55, ge=0, le=1)
+    """Least share of pairs of responses to one prompt that it ranks like the tools in place, of the pairs that both
+    rank; 0.5 is chance."""
+    min_pairs: int = Field(default=30, ge=1)
+    """Pairs from which on agreement counts."""
+    max_failed: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of calls that fail, in the shadow and in the window."""
+    window: int = Field(default=5, ge=1)
+    """Number of latest steps over which a live tool is watched."""
+    min_calls: int = Field(default=32, ge=1)
+    """Calls in the window from which on shares of them count."""
+    saturated_queries: int = Field(default=32, ge=2)
+    """Prompts in the window from which on it counts that a tool gives one and the same value to all responses."""
+    max_outside: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of raw scores outside the range of the exam, for tools with a learned calibration."""
+    canary_every: int = Field(default=1, ge=0)
+    """Every how many steps answers whose score is known are scored again, in the same way as live ones. 0: never."""
+    canaries: int = Field(default=4, ge=1)
+    """Most of these per tool: half of them right answers, half wrong ones."""
+    tolerance: float = Field(default=0.05, ge=0, le=1)
+    """By how much a canary's value may differ."""
 
 
 class Limits(Section):
@@ -195,6 +284,7 @@ class RlarConfig(Section):
     of installed packages (entry points in group ``verl_rlar.tools``) come by themselves."""
     routing: RoutingConfig = RoutingConfig()
     library: LibraryConfig = LibraryConfig()
+    life: LifeConfig = LifeConfig()
     ledger: LedgerConfig = LedgerConfig()
     exam: ExamConfig = ExamConfig()
 
@@ -232,7 +322,10 @@ def _explain(fault: Any) -> str:
         return f"{key}: {fault['msg']}, got {fault['input']!r}"
     model: Any = RlarConfig
     for part in path[:-1]:
-        model = model.model_fields[part].annotation
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[part].annotation
+        else:  # dict[str, X] or tuple[X, ...]
+            model = next(arg for arg in get_args(model)[::-1] if arg is not Ellipsis)
     known = sorted(model.model_fields)
     near = difflib.get_close_matches(path[-1], known, n=1)
     return f"unknown key {key}" + (f", did you mean {near[0]}?" if near else f"; known are: {', '.join(known)}")

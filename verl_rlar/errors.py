@@ -9,6 +9,7 @@
     │   └── ToolUnavailable         ... or what it needs (a box, a server, an extra) is not here
     ├── LedgerError                 the ledger cannot be opened, read or written
     ├── LibraryError                the library cannot be opened, read or written, or an event is not allowed in it
+    │   └── LibraryBusy             ... as another process writes it
     ├── ServiceUnreachable          the run's service does not answer
     └── TooManyUnscored             the run stops: too large a share of responses could not be scored
 
@@ -47,6 +48,10 @@ class LedgerError(RlarError):
 
 class LibraryError(RlarError):
     """The library cannot be opened, read or written, or an event is not allowed in it."""
+
+
+class LibraryBusy(LibraryError):
+    """Another process writes the library: in training, the service."""
 
 
 class ServiceUnreachable(RlarError):

@@ -2,13 +2,15 @@
 """The ledger: the durable record of every route and every score of a run, in one SQLite file.
 
 Tables: ``scores`` (a row per response), ``routes`` (a row per decision), ``tools`` (specs by digest), ``texts``
-(queries and responses, compressed, stored once by content), ``attempts`` (a row per start of training). `Ledger` writes
+(queries and responses, compressed, stored once by content), ``shadows`` (what tools without a say would have given),
+``canaries`` (answers whose score is known, scored again), ``attempts`` (a row per start of training). `Ledger` writes
 (the service is its only user in training), `read` opens a file for reading while a run goes on.
 
 Guarantees: a call that has returned is durable against the death of any process, at any time (WAL; a power cut may cost
 the last moments, as ``synchronous=NORMAL`` does not wait for the disk); each call is one transaction, so a reader never
-sees half of it; a row that is sent twice stands there once; the schema has a version, and a file of another version is
-refused by name.
+sees half of it; a row that is sent twice stands there once; the schema has a version: an older file is brought up by
+the next writer, in one transaction, a newer one is refused by name. Texts of responses may give way (`Ledger.trim`),
+rows never do.
 
 Not covered: the file must lie on a local disk or one with working POSIX locks; SQLite's WAL does not work over NFS.
 """
@@ -19,16 +21,16 @@ import json
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from verl_rlar.errors import LedgerError
-from verl_rlar.types import Kind, Query, Route, RoutePart, Sample, Score, Snapshot, content_hash
+from verl_rlar.types import Kind, Query, Route, RoutePart, Sample, Score, Snapshot, Split, ToolScore, content_hash
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "ledger.sqlite"
 
 _SCHEMA = """
@@ -38,14 +40,6 @@ CREATE TABLE attempts (
 CREATE TABLE tools (
     digest TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, spec TEXT NOT NULL
 ) WITHOUT ROWID;
-CREATE TABLE texts (
-    sha TEXT PRIMARY KEY, body BLOB NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE routes (
-    snapshot TEXT NOT NULL, query TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, covered INTEGER NOT NULL,
-    parts TEXT NOT NULL, reason TEXT NOT NULL, decided REAL NOT NULL,
-    PRIMARY KEY (snapshot, query)
-) WITHOUT ROWID;
 CREATE TABLE scores (
     attempt INTEGER NOT NULL, split TEXT NOT NULL, step INTEGER NOT NULL, uid TEXT NOT NULL, session INTEGER NOT NULL,
     query TEXT NOT NULL, data_source TEXT NOT NULL, snapshot TEXT NOT NULL, route TEXT NOT NULL,
@@ -53,8 +47,53 @@ CREATE TABLE scores (
     parts TEXT NOT NULL, response TEXT, received REAL NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (attempt, uid, session)
 ) WITHOUT ROWID;
-CREATE INDEX scores_by_step ON scores (split, step);
 """
+"""What stays as version 1 had it."""
+_SINCE_2 = """
+CREATE TABLE texts (
+    sha TEXT PRIMARY KEY, body BLOB NOT NULL, step INTEGER
+);
+CREATE INDEX texts_by_step ON texts (step) WHERE step IS NOT NULL;
+CREATE TABLE routes (
+    snapshot TEXT NOT NULL, split TEXT NOT NULL, query TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL,
+    covered INTEGER NOT NULL, parts TEXT NOT NULL, reason TEXT NOT NULL, decided REAL NOT NULL,
+    PRIMARY KEY (snapshot, split, query)
+) WITHOUT ROWID;
+CREATE INDEX scores_by_step ON scores (split, step, attempt, uid, session, route, data_source, outcome, value, sent);
+CREATE TABLE shadows (
+    attempt INTEGER NOT NULL, uid TEXT NOT NULL, session INTEGER NOT NULL, digest TEXT NOT NULL, tool TEXT NOT NULL,
+    step INTEGER NOT NULL, outcome TEXT NOT NULL, raw REAL, value REAL, reason TEXT NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (attempt, uid, session, digest)
+) WITHOUT ROWID;
+CREATE INDEX shadows_by_step ON shadows (step);
+CREATE TABLE canaries (
+    attempt INTEGER NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, canary TEXT NOT NULL, tool TEXT NOT NULL,
+    outcome TEXT NOT NULL, value REAL, reason TEXT NOT NULL,
+    PRIMARY KEY (attempt, step, digest, canary)
+) WITHOUT ROWID;
+"""
+"""What version 2 has beside it. ``texts`` has row ids, so that a step's texts lie together: to be read, and to be
+dropped. ``scores_by_step`` holds all that a curve over steps is made of: at a million rows the table itself takes
+seconds to read."""
+
+_MIGRATIONS = {
+    1: f"""
+DROP INDEX scores_by_step;
+ALTER TABLE texts RENAME TO old_texts;
+ALTER TABLE routes RENAME TO old_routes;
+{_SINCE_2}
+INSERT INTO texts
+    SELECT sha, body, latest.step
+    FROM old_texts LEFT JOIN (SELECT response, MAX(step) AS step FROM scores GROUP BY response) AS latest
+    ON response = sha ORDER BY latest.step;
+INSERT INTO routes
+    SELECT snapshot, split.name, query, old_routes.name, kind, covered, parts, reason, decided
+    FROM old_routes, (SELECT 'train' AS name UNION ALL SELECT 'val') AS split;
+DROP TABLE old_texts;
+DROP TABLE old_routes;
+"""
+}
+"""By version, what brings a file of it to the next one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +111,26 @@ class Row:
     """When the response came in, in seconds since the epoch."""
     seconds: float
     """Wall time from then until the number was known, in seconds; the wait for siblings is left out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShadowRow:
+    """What a tool without a say gave for a response."""
+
+    uid: str
+    session: int
+    step: int
+    score: ToolScore
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanaryRow:
+    """What a tool gave for an answer whose score is known."""
+
+    canary: str
+    """Id of the canary, see `verl_rlar.canaries`."""
+    step: int
+    score: ToolScore
 
 
 class Ledger:
@@ -94,14 +153,7 @@ class Ledger:
             self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                with self._transaction():
-                    for statement in _SCHEMA.split(";"):
-                        self._db.execute(statement)
-                    self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            else:
-                _check_version(path, version)
+            self._bring_up(self._db.execute("PRAGMA user_version").fetchone()[0])
             with self._transaction():
                 self._db.execute("INSERT OR IGNORE INTO attempts (token, started) VALUES (?, ?)", (token, time.time()))
         self.attempt: int = self._db.execute("SELECT attempt FROM attempts WHERE token = ?", (token,)).fetchone()[0]
@@ -115,30 +167,35 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
+    def _bring_up(self, version: int) -> None:
+        """Makes the schema, or brings an older one up, in one transaction."""
+        if version not in (0, *_MIGRATIONS):
+            _check_version(self.path, version)
+            return
+        with self._transaction():
+            made = [_SCHEMA, _SINCE_2] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
+            for statement in ";".join(made).split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
     def add_tools(self, snapshot: Snapshot) -> None:
-        """Keeps the specs of a snapshot's tools."""
-        rows = [(t.digest, t.name, t.kind, json.dumps(asdict(t), default=sorted)) for t in snapshot.tools]
+        """Keeps the specs of a snapshot's tools, those in the shadow included."""
+        tools = (*snapshot.tools, *snapshot.shadows)
+        rows = [(t.digest, t.name, t.kind, json.dumps(asdict(t), default=sorted)) for t in tools]
         with _explained(self.path), self._transaction():
             self._db.executemany("INSERT OR IGNORE INTO tools VALUES (?, ?, ?, ?)", rows)
 
-    def route(self, query: Query, snapshot: Snapshot) -> Route | None:
+    def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route | None:
         """The route that was decided for a query on a snapshot, or None."""
         with _explained(self.path):
-            row = self._db.execute(
-                "SELECT kind, covered, parts, reason FROM routes WHERE snapshot = ? AND query = ?",
-                (snapshot.version, query.key),
-            ).fetchone()
-        if row is None:
-            return None
-        kind, covered, parts, reason = row
-        parts = tuple(RoutePart(**part) for part in json.loads(parts))
-        return Route(parts=parts, reason=reason, kind=Kind(kind), covered=bool(covered), snapshot=snapshot.version)
+            return stored_route(self._db, snapshot.version, split, query.key)
 
-    def add_route(self, query: Query, route: Route) -> None:
-        """Keeps a decision. The first one for a (snapshot, query) stays."""
+    def add_route(self, query: Query, route: Route, split: Split = "train") -> None:
+        """Keeps a decision. The first one for a (snapshot, split, query) stays."""
         parts = json.dumps([asdict(part) for part in route.parts])
         values = (
             route.snapshot,
+            split,
             query.key,
             route.name,
             route.kind.value,
@@ -148,7 +205,7 @@ class Ledger:
             time.time(),
         )
         with _explained(self.path), self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT OR IGNORE INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
             if self._store_texts:
                 self._add_text(query.key, query_text(query))
 
@@ -159,7 +216,7 @@ class Ledger:
                 sample, score = row.sample, row.score
                 sha = content_hash(sample.response)[:32] if self._store_texts else None
                 if sha:
-                    self._add_text(sha, sample.response)
+                    self._add_text(sha, sample.response, sample.step)
                 parts = json.dumps([asdict(part) for part in score.parts])
                 values = (
                     *(self.attempt, sample.split, sample.step, sample.uid, sample.session),
@@ -169,6 +226,78 @@ class Ledger:
                 )
                 self._db.execute(f"INSERT OR REPLACE INTO scores VALUES ({', '.join('?' * len(values))})", values)
 
+    def add_shadows(self, rows: Sequence[ShadowRow]) -> None:
+        """Keeps what tools in the shadow gave, all or none."""
+        head = [(self.attempt, row.uid, row.session, row.score.digest) for row in rows]
+        values = [(*keys, *_of_tool(row.step, row.score)) for keys, row in zip(head, rows, strict=True)]
+        with _explained(self.path), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO shadows VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def add_canaries(self, rows: Iterable[CanaryRow]) -> None:
+        """Keeps what canaries got, all or none."""
+        values = []
+        for row in rows:
+            tool, step, outcome, _, value, reason, _ = _of_tool(row.step, row.score)
+            values.append((self.attempt, step, row.score.digest, row.canary, tool, outcome, value, reason))
+        with _explained(self.path), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO canaries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def watched_since(self, step: int) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        """What this start of training has scored from a step on: for those who watch the tools and were restarted.
+
+        Returns:
+            Step, uid, session, query, value and parts (JSON) of training responses; step, uid, session, digest,
+            outcome, raw score and value in the shadow; step, digest, canary, outcome and value of canaries.
+        """
+        found = []
+        for sql in (
+            "SELECT step, uid, session, query, value, parts FROM scores WHERE attempt = ? AND split = 'train' AND "
+            "step >= ? ORDER BY step",
+            "SELECT step, uid, session, digest, outcome, raw, value FROM shadows WHERE attempt = ? AND step >= ? "
+            "ORDER BY step",
+            "SELECT step, digest, canary, outcome, value FROM canaries WHERE attempt = ? AND step >= ? ORDER BY step",
+        ):
+            with _explained(self.path):
+                found.append(self._db.execute(sql, (self.attempt, step)).fetchall())
+        return found[0], found[1], found[2]
+
+    def canary_values(self) -> dict[tuple[str, str], float]:
+        """By digest and canary, the first value that was recorded in any start of training."""
+        sql = "SELECT digest, canary, value FROM canaries WHERE value IS NOT NULL ORDER BY attempt DESC, step DESC"
+        with _explained(self.path):
+            return {(digest, canary): value for digest, canary, value in self._db.execute(sql)}
+
+    def trim(self, *, before_step: int | None, max_bytes: float) -> int:
+        """Drops the texts of responses that no row of a later step has: the rows stay, and cannot be replayed.
+
+        Args:
+            before_step: Texts that were last used before this step go; None: none for that reason.
+            max_bytes: Where the file holds more, the oldest steps' texts go, until it does not or few are left.
+
+        Returns:
+            Number of texts that went.
+        """
+        dropped = 0
+        with _explained(self.path):
+            if before_step is not None:
+                with self._transaction():
+                    dropped += self._db.execute("DELETE FROM texts WHERE step < ?", (before_step,)).rowcount
+            while self._used_bytes() > max_bytes:
+                oldest, newest = self._db.execute(
+                    "SELECT MIN(step), MAX(step) FROM texts WHERE step IS NOT NULL"
+                ).fetchone()
+                if oldest is None or oldest == newest:
+                    break
+                with self._transaction():
+                    dropped += self._db.execute("DELETE FROM texts WHERE step <= ?", (oldest,)).rowcount
+        return dropped
+
+    def _used_bytes(self) -> int:
+        pages, free, size = (
+            self._db.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+        )
+        return int((pages - free) * size)
+
     def group(self, uid: str) -> dict[int, float | None]:
         """What is known of a GRPO group: by session, the value, or None for an unscored response."""
         with _explained(self.path):
@@ -177,9 +306,11 @@ class Ledger:
             ).fetchall()
         return dict(rows)
 
-    def _add_text(self, sha: str, text: str) -> None:
+    def _add_text(self, sha: str, text: str, step: int | None = None) -> None:
+        """Keeps a text; of a response, with the latest step that has it."""
         body = zlib.compress(text.encode("utf-8", "surrogatepass"))
-        self._db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (sha, body))
+        sql = "INSERT INTO texts VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET step = MAX(step, excluded.step)"
+        self._db.execute(sql, (sha, body, step))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -190,6 +321,26 @@ class Ledger:
             self._db.execute("ROLLBACK")
             raise
         self._db.execute("COMMIT")
+
+
+def _of_tool(step: int, score: ToolScore) -> tuple[Any, ...]:
+    return score.tool, step, score.outcome.value, score.raw, score.value, score.reason[:500], score.seconds
+
+
+def stored_route(db: sqlite3.Connection, snapshot: str, split: str, query: str) -> Route | None:
+    """The route that was decided for a query (its key) on a snapshot (its version), or None."""
+    row = db.execute(
+        "SELECT kind, covered, parts, reason FROM routes WHERE snapshot = ? AND split = ? AND query = ?",
+        (snapshot, split, query),
+    ).fetchone()
+    if row is None:
+        return None
+    kind, covered, parts, reason = row
+    made = tuple(
+        RoutePart(**{**part, "schedule": tuple((step, weight) for step, weight in part.get("schedule", ()))})
+        for part in json.loads(parts)
+    )
+    return Route(parts=made, reason=reason, kind=Kind(kind), covered=bool(covered), snapshot=snapshot)
 
 
 def query_text(query: Query) -> str:
@@ -223,6 +374,12 @@ def read(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _check_version(path: Path, version: Any) -> None:
+    if version in _MIGRATIONS:
+        raise LedgerError(
+            f"{path} has schema version {version}, this release of verl_rlar reads version {SCHEMA_VERSION}; the next "
+            f'training on it brings it up, or: python -c "from pathlib import Path; from verl_rlar.ledger import '
+            f"Ledger; Ledger(Path('{path}'), token='brought up').close()\""
+        )
     if version != SCHEMA_VERSION:
         raise LedgerError(
             f"{path} has schema version {version}, this release of verl_rlar reads version {SCHEMA_VERSION}; "

@@ -4,7 +4,8 @@
     library.json              the version of this layout
     events.jsonl              one line per event: proposed, examined, rejected, shadow, live, retired, quarantined,
                               rolled_back; from which step on it counts, by whom and why; with a checksum
-    tools/<digest>/           spec.json, source.py; after an exam card.json, card.md, transcript.json
+    tools/<digest>/           spec.json, source.py; after an exam card.json, card.md, transcript.json, canaries.json
+    inbox/                    what others ask of the writer, see `verl_rlar.inbox`
     steps.json                the newest step whose tools were handed out, and to which start of training
     lock                      names the process that writes
 
@@ -48,8 +49,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
 
+from verl_rlar.calibration import Calibration
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import LibraryError
+from verl_rlar.errors import LibraryBusy, LibraryError
 from verl_rlar.types import Kind, Scope, Snapshot, ToolSpec, content_hash
 
 logger = logging.getLogger(__name__)
@@ -59,6 +61,7 @@ FOLDER_NAME = "library"
 """Name of the folder inside a run's folder."""
 SCHEMA_FILE, EVENTS_FILE, STEPS_FILE, LOCK_FILE, TOOLS = "library.json", "events.jsonl", "steps.json", "lock", "tools"
 SPEC, SOURCE, CARD, CARD_TEXT, TRANSCRIPT = "spec.json", "source.py", "card.json", "card.md", "transcript.json"
+CANARIES = "canaries.json"
 
 EventKind = Literal["proposed", "examined", "rejected", "shadow", "live", "retired", "quarantined", "rolled_back"]
 CHANGES = frozenset({"shadow", "live", "retired", "quarantined", "rolled_back"})
@@ -139,7 +142,8 @@ class Trusted:
 def spec_to_json(spec: ToolSpec) -> dict[str, Any]:
     """A spec as JSON-like values, for ``spec.json``."""
     scope = {"kinds": sorted(kind.value for kind in spec.scope.kinds), "needs_reference": spec.scope.needs_reference}
-    return asdict(spec) | {"scope": scope, "misses": list(spec.misses)}
+    learned = spec.calibration.as_dict() if spec.calibration else None
+    return asdict(spec) | {"scope": scope, "misses": list(spec.misses), "calibration": learned}
 
 
 def spec_from_json(values: Mapping[str, Any]) -> ToolSpec:
@@ -154,6 +158,7 @@ def spec_from_json(values: Mapping[str, Any]) -> ToolSpec:
         changed = {
             "scope": Scope(kinds=kinds, needs_reference=scope["needs_reference"]),
             "misses": tuple(values["misses"]),
+            "calibration": Calibration.from_dict(values["calibration"]) if values.get("calibration") else None,
         }
         return ToolSpec(**(dict(values) | changed))
     except (KeyError, TypeError, ValueError) as error:
@@ -359,15 +364,15 @@ class LibraryView:
         Raises:
             LibraryError: The spec of one of them is damaged.
         """
-        return Snapshot(tools=tuple(self.spec(digest) for digest in fold(self._events[:seq], step).order()))
+        state = fold(self._events[:seq], step)
+        return Snapshot(
+            tools=tuple(self.spec(digest) for digest in state.order()),
+            shadows=tuple(self.spec(digest) for digest in state.shadow),
+        )
 
     def latest(self) -> Snapshot:
         """The tools that are live when all events count. Hands nothing out."""
         return Snapshot(tools=tuple(self.spec(digest) for digest in fold(self._events, float("inf")).order()))
-
-    def shadows(self, step: int) -> tuple[ToolSpec, ...]:
-        """The tools that score at a step without a say."""
-        return tuple(self.spec(digest) for digest in fold(self._events, step).shadow)
 
     def standings(self, step: int | None = None) -> dict[str, Standing]:
         """What each tool is, by digest, in the order of the log.
@@ -456,6 +461,10 @@ class LibraryView:
         """The same for a person."""
         data = self._bytes(digest, CARD_TEXT)
         return None if data is None else data.decode()
+
+    def canaries(self, digest: str) -> list[dict[str, Any]]:
+        """Answers of a tool's latest exam whose score is known, JSON-like; empty if there are none."""
+        return list(self._json(digest, CANARIES) or ())
 
     def passed(self, digest: str) -> bool:
         """Whether a tool passed its latest exam, and the card of that exam is here."""
@@ -564,7 +573,7 @@ class Library(LibraryView):
         with _explained(path):
             if version is None:
                 (path / TOOLS).mkdir(exist_ok=True)
-                _write(path / SCHEMA_FILE, _pretty({"schema": SCHEMA_VERSION, "made_by": "verl_rlar"}))
+                write_whole(path / SCHEMA_FILE, _pretty({"schema": SCHEMA_VERSION, "made_by": "verl_rlar"}))
             for older in range(SCHEMA_VERSION if version is None else version, SCHEMA_VERSION):
                 MIGRATIONS[older](path)
             self._log = os.open(path / EVENTS_FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -659,11 +668,30 @@ class Library(LibraryView):
         return new
 
     def put_exam(
-        self, digest: str, *, card: Mapping[str, Any], text: str, transcript: Any, passed: bool, by: str, why: str
+        self,
+        digest: str,
+        *,
+        card: Mapping[str, Any],
+        text: str,
+        transcript: Any,
+        passed: bool,
+        by: str,
+        why: str,
+        canaries: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Keeps an exam's record, and says how it ended: `examined` or `rejected`.
 
         The card of an earlier exam stays, as ``card-<hash>.json``.
+
+        Args:
+            digest: The tool.
+            card: The card, JSON-like.
+            text: The same for a person.
+            transcript: What was asked and answered, JSON-like.
+            passed: Whether the tool was admitted.
+            by: Who says so.
+            why: For a person.
+            canaries: Answers whose score is known, JSON-like.
 
         Raises:
             LibraryError: The tool is unknown, or it cannot be written.
@@ -678,10 +706,11 @@ class Library(LibraryView):
                     old = self._bytes(digest, name)
                     stem, _, ending = name.partition(".")
                     if old is not None:
-                        _write(self._file(digest, f"{stem}-{mark}.{ending}"), old)
-            _write(self._file(digest, TRANSCRIPT), _pretty(transcript))
-            _write(self._file(digest, CARD_TEXT), text.encode("utf-8", "backslashreplace"))
-            _write(self._file(digest, CARD), data)
+                        write_whole(self._file(digest, f"{stem}-{mark}.{ending}"), old)
+            write_whole(self._file(digest, TRANSCRIPT), _pretty(transcript))
+            write_whole(self._file(digest, CANARIES), _pretty(list(canaries)))
+            write_whole(self._file(digest, CARD_TEXT), text.encode("utf-8", "backslashreplace"))
+            write_whole(self._file(digest, CARD), data)
         ended: EventKind = "examined" if passed else "rejected"
         self.append(ended, digest, by=by, why=why, card=hashlib.sha256(data).hexdigest())
 
@@ -829,7 +858,7 @@ class Library(LibraryView):
     def _hand_out(self, step: int) -> None:
         self._handed_out = step
         try:
-            _write(self.path / STEPS_FILE, _pretty({"handed_out": step, "start": self._start}))
+            write_whole(self.path / STEPS_FILE, _pretty({"handed_out": step, "start": self._start}))
         except OSError as error:  # as long as this process lives it knows; the next step writes it again
             logger.warning("library %s: that step %d was handed out could not be noted: %s", self.path, step, error)
 
@@ -854,7 +883,7 @@ class Library(LibraryView):
         there = self._bytes(digest, name)
         if there is None:
             with _explained(self.path):
-                _write(self._file(digest, name), data)
+                write_whole(self._file(digest, name), data)
         elif there != data:
             raise LibraryError(
                 f"{self._file(digest, name)} has another content than what is to stand there; a digest is one content, "
@@ -896,7 +925,7 @@ def _lock(path: Path, wait_s: float) -> int:
                 continue
             holder = os.pread(descriptor, 1000, 0).decode(errors="replace").strip() or "a process without a name"
             os.close(descriptor)
-            raise LibraryError(
+            raise LibraryBusy(
                 f"library {path}: it is being written by {holder}. There is one writer at a time: in training that is "
                 "the service; wait until it ends, or read"
             ) from None
@@ -917,12 +946,12 @@ def _cut_torn_line(path: Path, log: int) -> None:
     whole = data.rfind(b"\n") + 1
     if whole < size:
         torn = data[whole:]
-        _write(path / f"torn-{whole}-{hashlib.sha256(torn).hexdigest()[:8]}", torn)
+        write_whole(path / f"torn-{whole}-{hashlib.sha256(torn).hexdigest()[:8]}", torn)
         os.ftruncate(log, whole)
         os.fsync(log)
 
 
-def _write(path: Path, data: bytes) -> None:
+def write_whole(path: Path, data: bytes) -> None:
     """Writes a file so that it is there whole or not at all."""
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True)
@@ -963,8 +992,8 @@ def _from_version_0(path: Path) -> None:
         spec = spec_from_json(values)
         digests[spec.name] = spec.digest
         if source is not None:
-            _write(path / TOOLS / spec.digest / SOURCE, source.encode())
-        _write(path / TOOLS / spec.digest / SPEC, _pretty(spec_to_json(spec)))
+            write_whole(path / TOOLS / spec.digest / SOURCE, source.encode())
+        write_whole(path / TOOLS / spec.digest / SPEC, _pretty(spec_to_json(spec)))
     lines = []
     data = (path / "log.jsonl").read_bytes() if (path / "log.jsonl").exists() else b""
     for seq, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
@@ -981,8 +1010,8 @@ def _from_version_0(path: Path) -> None:
         )
         lines.append(encode(event))
     (path / TOOLS).mkdir(exist_ok=True)
-    _write(path / EVENTS_FILE, b"".join(lines))
-    _write(path / SCHEMA_FILE, _pretty({"schema": 1, "made_by": "verl_rlar", "migrated_from": 0}))
+    write_whole(path / EVENTS_FILE, b"".join(lines))
+    write_whole(path / SCHEMA_FILE, _pretty({"schema": 1, "made_by": "verl_rlar", "migrated_from": 0}))
     kept = path / "version-0"
     kept.mkdir(exist_ok=True)
     for name in ("specs", "log.jsonl"):

@@ -38,7 +38,7 @@ from verl_rlar.row_files import read_rows
 from verl_rlar.rows import query_of
 from verl_rlar.scoring import FULL_MARK
 from verl_rlar.streams import in_background, in_order
-from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, Snapshot, content_hash
+from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, Snapshot, Split, content_hash
 
 WIN_SHARE = 0.75
 """Share of the sampled rows of a route on which gold must score more than every garbage answer. Not all: on 8 % of
@@ -236,7 +236,7 @@ async def make_plan(
     return survey.plan()
 
 
-def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot) -> int | None:
+def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot, split: Split) -> int | None:
     """Number of the first row of a file whose route has a tool that needs a sandbox; None: there is no such row.
 
     Raises:
@@ -248,7 +248,7 @@ def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot) -> int
         for number, row in read_rows(path):
             with suppress(DataError):  # what becomes of a bad row is not decided here
                 if not isinstance(row, DataError):
-                    route = await router.route(query_of(row), snapshot)
+                    route = await router.route(query_of(row), snapshot, split)
                     if any(snapshot.tool(part.tool).boxed for part in route.parts):
                         return number
         return None

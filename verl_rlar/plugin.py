@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from verl_rlar import cpu
 from verl_rlar.config import RlarConfig, defaults, parse
 from verl_rlar.errors import ConfigError, DataError, ToolUnavailable
+from verl_rlar.types import Split
 
 VERL_VERSION = "0.9.1"
 REWARD_MANAGER = {"source": "importlib", "name": "RlarRewardManager", "path": "pkg://verl_rlar.reward_manager"}
@@ -155,15 +156,16 @@ def _first_boxed_row(config: DictConfig, settings: RlarConfig) -> str | None:
     from verl_rlar.trusted import trusted_snapshot
 
     snapshot = trusted_snapshot(settings)
-
-    names = (OmegaConf.select(config, f"data.{key}") for key in ("train_files", "val_files"))
-    for path in (str(path) for name in names if name for path in ([name] if isinstance(name, str) else name)):
-        try:
-            number = first_boxed_row(path, settings.routing, snapshot)
-        except DataError as error:
-            return f"{path} may hold rows with tests ({error})"
-        if number is not None:
-            return f"row {number} of {path}"
+    splits: tuple[Split, ...] = ("train", "val")
+    for split in splits:
+        names = OmegaConf.select(config, f"data.{split}_files") or ()
+        for path in [names] if isinstance(names, str) else map(str, names):
+            try:
+                number = first_boxed_row(path, settings.routing, snapshot, split)
+            except DataError as error:
+                return f"{path} may hold rows with tests ({error})"
+            if number is not None:
+                return f"row {number} of {path}"
     return None
 
 

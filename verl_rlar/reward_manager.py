@@ -33,6 +33,7 @@ Not covered: of a trajectory with several outputs the last one is scored; images
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -46,10 +47,11 @@ from verl_rlar.plugin import check
 from verl_rlar.rows import plain, query_of
 from verl_rlar.scoring import Scorer
 from verl_rlar.service import Boxes, Client
+from verl_rlar.shadow import Shadow
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.trainer import GROUP_SIZE_FIELD, SPLIT_FIELD
 from verl_rlar.trusted import trusted_snapshot
-from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score
+from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, Snapshot
 
 NEEDED_FIELDS = ("global_steps", "uid", "session_id", "raw_prompt")
 """What verl's V1 trainer sends along with every response."""
@@ -67,6 +69,7 @@ class RlarRewardManager(RewardManagerBase):
         rules = tuple(tool.target for tool in trusted_snapshot(self._rlar).tools if not tool.boxed)
         self._runner = RuleRunner(self._rlar.rules, rules)
         self._scorer = Scorer(self._rlar.scoring, self._runner, Boxes(self._rlar.sandbox, self._service.source))
+        self._shadow = Shadow(self._rlar.life, self._scorer, self._service)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """Scores one trajectory.
@@ -86,9 +89,10 @@ class RlarRewardManager(RewardManagerBase):
         sample = await asyncio.to_thread(self._sample, item.batch, item.non_tensor_batch)
         try:
             snapshot = await self._service.at(sample.step)
-            route = await self._service.route(sample.query, snapshot)
+            route = await self._service.route(sample.query, snapshot, sample.split)
             score = await self._scorer.score(sample, route, snapshot)
         except ServiceUnreachable as error:
+            snapshot = Snapshot(tools=())
             route = Route(parts=(), reason=str(error), kind=Kind.OPEN, covered=False, snapshot="")
             score = Score(value=None, outcome=Outcome.FAILED, reason=str(error))
         seconds = time.perf_counter() - start
@@ -96,11 +100,14 @@ class RlarRewardManager(RewardManagerBase):
         self._service.record(
             Row(sample=sample, route=route, score=score, sent=sent, sent_as=sent_as, received=received, seconds=seconds)
         )
+        if sample.split == "train" and snapshot.tools:
+            self._shadow.scored(sample, route.kind, snapshot)
         return {"reward_score": sent, "reward_extra_info": extra_info(route, score, seconds)}
 
     async def flush(self) -> None:
-        """Returns when every row is in the ledger."""
+        """Returns when every row is in the ledger, and what tools in the shadow and canaries gave."""
         await self._service.flush()
+        await self._shadow.flush()
 
     def close(self) -> None:
         """Ends the processes for rules."""
@@ -151,4 +158,5 @@ def extra_info(route: Route, score: Score, seconds: float) -> dict[str, Any]:
         "rlar_seconds": seconds,
         "rlar_outcome": score.outcome.value,
         "rlar_tool": route.name,
+        "rlar_parts": json.dumps({part.tool: part.value for part in score.parts}),
     }

@@ -6,8 +6,10 @@ what `BoxRunner` grants to each try), and never raises for what a tool or a resp
 [0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted away, so that all responses of a
 group are measured alike (I2).
 
-How parts combine: every gate must give 1, or the value is 0; the other parts are added by weight. A caught cheat in any
-part makes the value 0 with outcome ``hacked``. Otherwise ``failed`` beats ``abstained``.
+How parts combine: the gates are asked first; each must give its threshold (1 by default), or the value is 0 and the
+other parts are not asked. Then the other parts that have a weight at this step are asked together, and their values are
+averaged by weight. A caught cheat in any part makes the value 0 with outcome ``hacked``. Otherwise ``failed`` beats
+``abstained``.
 
 The only retry of the package is here: an infrastructure error is tried again ``retries`` times.
 """
@@ -17,16 +19,19 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections.abc import Sequence
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from verl_rlar.config import ScoringConfig
 from verl_rlar.errors import ToolError, ToolUnavailable
-from verl_rlar.types import Outcome, Route, Sample, Score, Snapshot, ToolScore, ToolSpec, Verdict
+from verl_rlar.types import Outcome, Route, RoutePart, Sample, Score, Snapshot, ToolScore, ToolSpec, Verdict
 
-FULL_MARK = 1.0 - 1e-9
-"""A gate is passed from this value on."""
+ROUNDING = 1e-9
+"""By so much less than its threshold a gate is passed, too."""
+FULL_MARK = 1.0 - ROUNDING
+"""A value from which on an answer has all there is to have."""
 
 
 class Runner(Protocol):
@@ -56,10 +61,18 @@ class Scorer:
         start = time.perf_counter()
         if not route.parts:
             return Score(value=None, outcome=Outcome.ABSTAINED, reason=route.reason)
-        parts = await asyncio.gather(*(self._tool_score(sample, snapshot.tool(part.tool)) for part in route.parts))
-        return combine(route, tuple(parts), seconds=time.perf_counter() - start)
+        pairs: list[tuple[RoutePart, ToolScore]] = []
+        for wanted in (
+            [part for part in route.parts if part.gate],
+            [part for part in route.parts if not part.gate and part.weight_at(sample.step) > 0],
+        ):
+            if all(_passed(part, score) for part, score in pairs):  # else nothing behind the gates counts
+                scores = await asyncio.gather(*(self.call(snapshot.tool(part.tool), sample) for part in wanted))
+                pairs += zip(wanted, scores, strict=True)
+        return combine(pairs, step=sample.step, seconds=time.perf_counter() - start)
 
-    async def _tool_score(self, sample: Sample, spec: ToolSpec) -> ToolScore:
+    async def call(self, spec: ToolSpec, sample: Sample) -> ToolScore:
+        """Scores one sample by one tool; see the module for the guarantees."""
         start = time.perf_counter()
         try:
             limit = None if spec.boxed else self._config.timeout_s
@@ -98,16 +111,29 @@ def _judge(spec: ToolSpec, verdict: Verdict) -> tuple[Outcome, float | None, flo
     raw = verdict.value
     if raw is None:
         return Outcome.ABSTAINED, None, None, verdict.reason
-    if not math.isfinite(raw) or not min(spec.low, spec.high) <= raw <= max(spec.low, spec.high):
+    in_range = spec.calibration is not None or min(spec.low, spec.high) <= raw <= max(spec.low, spec.high)
+    if not math.isfinite(raw) or not in_range:
         reason = f"{spec.name}: answered {raw!r}, outside its range [{spec.low:g}, {spec.high:g}]"
         return Outcome.FAILED, None, None, reason
     if verdict.hacked:
         return Outcome.HACKED, raw, 0.0, verdict.reason
-    return Outcome.SCORED, raw, (raw - spec.low) / (spec.high - spec.low), verdict.reason
+    value = spec.calibration(raw) if spec.calibration else (raw - spec.low) / (spec.high - spec.low)
+    return Outcome.SCORED, raw, value, verdict.reason
 
 
-def combine(route: Route, parts: tuple[ToolScore, ...], *, seconds: float) -> Score:
-    """One score out of a route's parts, given in the route's order; see the module for the rules."""
+def _passed(gate: RoutePart, score: ToolScore) -> bool:
+    return score.outcome is Outcome.SCORED and (score.value or 0.0) >= gate.threshold - ROUNDING
+
+
+def combine(pairs: Sequence[tuple[RoutePart, ToolScore]], *, step: int, seconds: float) -> Score:
+    """One score out of what a route's tools said; see the module for the rules.
+
+    Args:
+        pairs: The parts that were run, with their scores.
+        step: verl's ``global_steps``, for weights that depend on it.
+        seconds: Wall time of it all.
+    """
+    parts = tuple(score for _, score in pairs)
 
     def result(value: float | None, outcome: Outcome, reason: str) -> Score:
         return Score(value=value, outcome=outcome, reason=reason, parts=parts, seconds=seconds)
@@ -117,9 +143,12 @@ def combine(route: Route, parts: tuple[ToolScore, ...], *, seconds: float) -> Sc
             return result(None, outcome, missing.reason)
     if cheat := next((part for part in parts if part.outcome is Outcome.HACKED), None):
         return result(0.0, Outcome.HACKED, cheat.reason)
-    pairs = [(part, score, score.value or 0.0) for part, score in zip(route.parts, parts, strict=True)]
-    if shut := next((score for part, score, value in pairs if part.gate and value < FULL_MARK), None):
+    if shut := next((score for part, score in pairs if part.gate and not _passed(part, score)), None):
         return result(0.0, Outcome.SCORED, f"gate {shut.tool}: {shut.reason}")
-    value = sum(part.weight * value for part, _, value in pairs if not part.gate)
-    reason = "; ".join(score.reason for part, score, _ in pairs if not part.gate and score.reason)
+    weighted = [(part.weight_at(step), score.value or 0.0) for part, score in pairs if not part.gate]
+    total = sum(weight for weight, _ in weighted)
+    if total <= 0:
+        return result(None, Outcome.ABSTAINED, f"no tool of the route has a weight at step {step}")
+    reason = "; ".join(score.reason for part, score in pairs if not part.gate and score.reason)
+    value = sum(weight * value for weight, value in weighted) / total
     return result(min(1.0, max(0.0, value)), Outcome.SCORED, reason)

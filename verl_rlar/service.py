@@ -11,9 +11,13 @@ nothing twice; Ray starts a dead service again and clients try until their deadl
 wait has a deadline; a full disk delays rows, it does not stop the training. The code of a verifier travels with its
 call, so a node needs neither the library's folder nor a memory of its own.
 
-Not covered: nothing proposes or promotes tools during a run yet (`Library.append` at `begin_step` is that seam). Rows
-are sent to the service within `rlar.ledger.flush_s`, off the scoring path: a reward worker that is killed takes the
-rows of its last moments along (verl does not survive the death of a reward worker either)."""
+At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
+`verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
+the canaries, which one reward worker per step is asked to score.
+
+Not covered: no agent proposes tools yet. Rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
+path: a reward worker that is killed takes the rows of its last moments along (verl does not survive the death of a
+reward worker either)."""
 
 from __future__ import annotations
 
@@ -24,26 +28,38 @@ import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from verl_rlar.config import RlarConfig, SandboxConfig
-from verl_rlar.errors import LedgerError, ServiceUnreachable, ToolTimeout, ToolUnavailable, TooManyUnscored
-from verl_rlar.ledger import FILE_NAME, Ledger, Row
-from verl_rlar.library import Library, library_path
+from verl_rlar.errors import (
+    LedgerError,
+    LibraryError,
+    ServiceUnreachable,
+    ToolTimeout,
+    ToolUnavailable,
+    TooManyUnscored,
+)
+from verl_rlar.exam.canaries import Canary, from_json, public
+from verl_rlar.inbox import take_in
+from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
+from verl_rlar.library import Library, LibraryView, library_path
+from verl_rlar.life import Life
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.sandbox import BoxLost
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.trusted import trusted_tools
-from verl_rlar.types import Query, Route, Sample, Snapshot, ToolSpec, Verdict
+from verl_rlar.types import Query, Route, Sample, Snapshot, Split, ToolScore, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
 
 ACTOR_NAME = "rlar_service"
 BOXES_NAME = "rlar_boxes"
 """Beginning of the names of the nodes' actors for boxes."""
+WATCH = "rlar"
+"""Who it is that promotes and takes out tools, in the library's log."""
 GROUPS_KEPT = 20_000
 """Number of latest groups whose values are kept in memory; older ones are read from the ledger."""
 STEPS_KEPT = 8
@@ -95,6 +111,8 @@ class Service:
         self._library = Library(library_path(config), wait_s=config.library.wait_s)
         self._library.begin(tools, token)
         self._ledger = Ledger(Path(config.run_dir) / FILE_NAME, token=token, store_texts=config.ledger.store_responses)
+        self._life = self._watch()
+        self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
         router = FeatureRouter(config.routing)
         router.check(Snapshot(tools=(*(tool.spec for tool in tools), *self._library.latest().tools)))
@@ -105,6 +123,7 @@ class Service:
     async def at(self, step: int) -> Snapshot:
         """The tools that are live at a step (I1). From now on that step does not change."""
         snapshot = self._library.snapshot(step)
+        self._life.knows((*snapshot.tools, *snapshot.shadows))
         if snapshot.version not in self._in_ledger:
             try:
                 self._ledger.add_tools(snapshot)
@@ -117,9 +136,9 @@ class Service:
         """The code of a tool, by its hash; None if it is not in the library."""
         return self._library.source_of(source_sha256)
 
-    async def route(self, query: Query, snapshot: Snapshot) -> Route:
+    async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         """The route of a query on a snapshot, decided once (I2)."""
-        return await self._routes.route(query, snapshot)
+        return await self._routes.route(query, snapshot, split)
 
     async def record(self, rows: Sequence[Row]) -> None:
         """Puts rows into the ledger, and wakes who waits for them.
@@ -132,6 +151,46 @@ class Service:
             self._group(row.sample.uid).set(row.sample.session, row.score.value)
             if row.sample.split == "train":
                 self._recent.append((row.score.value is None, f"{row.route.name}: {row.score.reason}"))
+                self._life.saw_response(
+                    step=row.sample.step,
+                    uid=row.sample.uid,
+                    session=row.sample.session,
+                    query=row.sample.query.key,
+                    value=row.score.value,
+                    parts=map(_seen, row.score.parts),
+                )
+
+    async def canaries(self, step: int) -> tuple[tuple[ToolSpec, tuple[Canary, ...]], ...]:
+        """The canaries that are due at a step, by tool: of those in the shadow, and of those that scored lately. Given
+        out once, to whoever asks first."""
+        config = self._config.life
+        if step in self._canaries_given or not config.canary_every or step % config.canary_every:
+            return ()
+        self._canaries_given = {given for given in self._canaries_given if given > step - 100} | {step}
+        snapshot = LibraryView.snapshot(self._library, step)
+        used = self._life.in_use(step + 1)
+        tools = [*snapshot.shadows, *(tool for tool in snapshot.tools if tool.digest in used)]
+        return tuple((tool, self._canaries_of(tool)) for tool in tools)
+
+    async def saw(self, shadows: Sequence[ShadowRow], canaries: Sequence[CanaryRow]) -> None:
+        """Keeps what tools in the shadow and canaries gave.
+
+        Raises:
+            LedgerError: It could not be written.
+        """
+        self._ledger.add_shadows(shadows)
+        self._ledger.add_canaries(canaries)
+        for row in shadows:
+            self._life.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=_seen(row.score))
+        for seen in canaries:
+            score = seen.score
+            self._life.saw_canary(
+                step=seen.step,
+                digest=score.digest,
+                canary=seen.canary,
+                outcome=score.outcome.value,
+                value=score.value,
+            )
 
     async def sibling_mean(self, uid: str, session: int, group_size: int, timeout_s: float) -> float | None:
         """Reports a response as unscored, and waits until all its siblings are known.
@@ -154,11 +213,19 @@ class Service:
         return group.mean()
 
     async def begin_step(self, step: int) -> None:
-        """Called at each step boundary, before the step's prompts are sent out.
+        """Called at each step boundary, before the step's prompts are sent out: changes the tools, trims the ledger.
 
         Raises:
             TooManyUnscored: The share of unscored responses in the window is above ``rlar.scoring.max_unscored``.
         """
+        try:
+            self._change_tools(step)
+            kept = self._config.ledger.keep_steps
+            self._ledger.trim(
+                before_step=None if kept is None else step - kept, max_bytes=self._config.ledger.max_gb * 2**30
+            )
+        except (LibraryError, LedgerError) as error:  # a full disk: the tools stay, and the training goes on
+            logger.warning("step %d begins with the tools of before: %s", step, error)
         limit, recent = self._config.scoring.max_unscored, self._recent
         unscored = [reason for is_unscored, reason in recent if is_unscored]
         if limit < 1 and len(recent) == recent.maxlen and len(unscored) > limit * len(recent):
@@ -178,6 +245,50 @@ class Service:
         self._library.close()
         self._ledger.close()
 
+    def _change_tools(self, step: int) -> None:
+        """Takes in what waits, and what `Life` decides; nothing for a step whose tools were handed out already."""
+        if step < self._library.next_step:
+            return
+        for asked, said in take_in(self._library):
+            name = asked.digest if asked else "a file in the inbox that cannot be read"
+            logger.warning("before step %d: %s, by %s: %s", step, name, asked.by if asked else "?", said)
+        for decision in self._life.decide(step, self._library):
+            try:
+                event = self._library.append(
+                    decision.event,
+                    decision.digest,
+                    by=WATCH,
+                    why=decision.why,
+                    step=step,
+                    replaces=decision.replaces,
+                    restores=decision.restores,
+                )
+            except LibraryError as error:
+                logger.warning("before step %d: %s", step, error)
+                continue
+            logger.warning("before step %d: %s is %s: %s", step, event.tool, event.event, event.why)
+
+    def _watch(self) -> Life:
+        """Who watches the tools, with all that was seen in this start of training."""
+        config, newest = self._config.life, self._library.handed_out
+        snapshot = LibraryView.snapshot(self._library, newest)
+        life = Life(config, self._ledger.canary_values())
+        life.knows((*snapshot.tools, *snapshot.shadows))
+        for tool in (*snapshot.tools, *snapshot.shadows):
+            for canary in self._library.canaries(tool.digest):
+                life.expect(tool.digest, canary["id"], canary["value"])
+        steps = config.shadow_patience if snapshot.shadows else config.window
+        life.restore(*self._ledger.watched_since(newest - steps))
+        return life
+
+    def _canaries_of(self, tool: ToolSpec) -> tuple[Canary, ...]:
+        count = self._config.life.canaries
+        kept = from_json(self._library.canaries(tool.digest))
+        for canary in kept:
+            if canary.value is not None:
+                self._life.expect(tool.digest, canary.id, canary.value)
+        return kept[:count] or public(tool, count)
+
     def _group(self, uid: str) -> Group:
         group = self._groups.get(uid)
         if group is None:
@@ -194,13 +305,18 @@ class _Journaled:
         self._router = router
         self._ledger = ledger
 
-    async def route(self, query: Query, snapshot: Snapshot) -> Route:
-        known = self._ledger.route(query, snapshot)
+    async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
+        known = self._ledger.route(query, snapshot, split)
         if known is not None:
             return known
-        route = await self._router.route(query, snapshot)
-        self._ledger.add_route(query, route)
+        route = await self._router.route(query, snapshot, split)
+        self._ledger.add_route(query, route, split)
         return route
+
+
+def _seen(score: ToolScore) -> dict[str, Any]:
+    """A tool's score, as `Life` takes it."""
+    return {"digest": score.digest, "outcome": score.outcome.value, "raw": score.raw, "value": score.value}
 
 
 class Client:
@@ -239,9 +355,17 @@ class Client:
                 del self._snapshots[old]
         return snapshot
 
-    async def route(self, query: Query, snapshot: Snapshot) -> Route:
-        """See `Service.route`; asked once per query and snapshot."""
-        return await self._routes.route(query, snapshot)
+    async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
+        """See `Service.route`; asked once per query, snapshot and split."""
+        return await self._routes.route(query, snapshot, split)
+
+    async def canaries(self, step: int) -> tuple[tuple[ToolSpec, tuple[Canary, ...]], ...]:
+        """See `Service.canaries`."""
+        return cast(Any, await self._call("canaries", step, timeout_s=self._config.service_timeout_s))
+
+    async def saw(self, shadows: tuple[ShadowRow, ...], canaries: tuple[CanaryRow, ...]) -> None:
+        """See `Service.saw`."""
+        await self._call("saw", shadows, canaries, timeout_s=self._config.service_timeout_s)
 
     async def source(self, source_sha256: str) -> str:
         """See `Service.source`; asked once per hash.
@@ -327,9 +451,9 @@ class _Remote:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    async def route(self, query: Query, snapshot: Snapshot) -> Route:
+    async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         client = self._client
-        return await client._call("route", query, snapshot, timeout_s=client._config.service_timeout_s)
+        return await client._call("route", query, snapshot, split, timeout_s=client._config.service_timeout_s)
 
 
 class _BoxActor:

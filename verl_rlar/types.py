@@ -4,7 +4,7 @@
 A `Sample` (one response to be scored) is sent by a `Route` to one or more tools, each described by a `ToolSpec`; every
 tool answers with a `Verdict`, and the scorer turns the verdicts into one `Score`.
 
-Guarantees: standard library only; every value is immutable, keyword-only, picklable, and free of tensors; whatever is
+Guarantees: every value is immutable, keyword-only, picklable, and free of tensors; whatever is
 identified by content (`Query.key`, `ToolSpec.digest`) has the same identity in every process and on every machine.
 """
 
@@ -18,6 +18,10 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, Literal
 
+from verl_rlar.calibration import Calibration
+
+Split = Literal["train", "val"]
+"""Training or validation."""
 UNKEYED = frozenset({"index", "split", "need_tools_kwargs", "interaction_kwargs", "tools_kwargs"})
 """Keys of `Query.extra` that say where a row comes from, not what is asked: they do not enter `Query.key`."""
 
@@ -85,7 +89,7 @@ class Sample:
     """Index within the group, from 0."""
     group_size: int = 1
     """Number of responses in the group, as far as known when the sample was made."""
-    split: Literal["train", "val"] = "train"
+    split: Split = "train"
 
 
 class Kind(str, Enum):
@@ -147,12 +151,20 @@ class ToolSpec:
     """Who made it: ``builtin``, ``user``, or the id of an agent's transcript."""
     source_sha256: str = ""
     """Hash of the code behind `target`, so that changed code is a changed tool."""
+    calibration: Calibration | None = None
+    """Map from raw scores to [0, 1] that an exam has taught; None: linear from `low` to `high`."""
 
     @cached_property
     def digest(self) -> str:
         """Identity of this version of the tool: 16 hex digits."""
         fields = asdict(self) | {"scope": [sorted(k.value for k in self.scope.kinds), self.scope.needs_reference]}
+        if self.calibration is None:
+            del fields["calibration"]
         return content_hash(fields)[:16]
+
+    def fits(self, query: Query) -> bool:
+        """Whether it can score a query as far as its reference goes; the kind is for the router to say."""
+        return bool(query.reference) or not self.scope.needs_reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,10 +172,12 @@ class Snapshot:
     """The tools that are live at a step. It never changes (I1)."""
 
     tools: tuple[ToolSpec, ...]
+    shadows: tuple[ToolSpec, ...] = ()
+    """Tools that score beside these without a say, until they have shown what they are worth."""
 
     @cached_property
     def version(self) -> str:
-        """Identity of the set of tools: 16 hex digits."""
+        """Identity of the set of live tools: 16 hex digits."""
         return content_hash(sorted(tool.digest for tool in self.tools))[:16]
 
     def tool(self, name: str) -> ToolSpec:
@@ -187,9 +201,25 @@ class RoutePart:
     digest: str
     """Its version (I2: one version of each tool in a group)."""
     weight: float = 1.0
-    """Share in the combined score; the weights of a route sum to 1. A gate has weight 0."""
+    """Share in the combined score, in proportion to the other parts' weights. A gate has weight 0."""
+    schedule: tuple[tuple[int, float], ...] = ()
+    """Weight by step, in rising order: linear between two steps, flat before the first and after the last one. Empty:
+    always `weight`."""
     gate: bool = False
-    """A gate must give 1, or the whole score is 0; it adds nothing itself."""
+    """A gate must give `threshold`, or the whole score is 0; it adds nothing itself."""
+    threshold: float = 1.0
+    """Least value that passes a gate, in [0, 1]."""
+
+    def weight_at(self, step: int) -> float:
+        """The weight at a step."""
+        if not self.schedule:
+            return self.weight
+        before = [knot for knot in self.schedule if knot[0] <= step]
+        after = [knot for knot in self.schedule if knot[0] > step]
+        if not before or not after:
+            return (before[-1] if before else after[0])[1]
+        (first, low), (last, high) = before[-1], after[0]
+        return low + (high - low) * (step - first) / (last - first)
 
 
 @dataclass(frozen=True, kw_only=True)

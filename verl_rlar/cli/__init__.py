@@ -11,7 +11,7 @@ wrong; 130 Ctrl-C, 143 SIGTERM (after the worker processes have been ended); 141
 Not covered: what an earlier training scored; that stands in its ledger.
 """
 
-from verl_rlar.cli import doctor, exam, plan, score, tools
+from verl_rlar.cli import diff, doctor, exam, plan, rescore, score, tools
 from verl_rlar.cli.app import app, main, visible
 
-__all__ = ["app", "doctor", "exam", "main", "plan", "score", "tools", "visible"]
+__all__ = ["app", "diff", "doctor", "exam", "main", "plan", "rescore", "score", "tools", "visible"]

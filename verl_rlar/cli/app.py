@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from verl_rlar import __version__
 from verl_rlar.config import RlarConfig, parse
 from verl_rlar.errors import ConfigError, RlarError
+from verl_rlar.inbox import Submission, submit
 from verl_rlar.library import FOLDER_NAME, SCHEMA_FILE, Library, LibraryView
 
 OK, BAD, USAGE = 0, 1, 2
@@ -79,6 +80,8 @@ def rlar(
       rlar exam final_answer --data train.parquet
       rlar doctor
       rlar tools ls
+      rlar rescore checkpoints/run --steps 40..60 --tool unit_price.py
+      rlar diff final_answer unit_price.py --data train.parquet
     """
 
 
@@ -149,6 +152,33 @@ def library_folder(folder: str | None) -> Path | None:
 
 def open_library(folder: str | None) -> LibraryView:
     return Library.read(library_folder(folder) or Path(folder or RlarConfig().run_dir))
+
+
+def new_library_folder(folder: str | None) -> Path:
+    """Where a library is made, if there is none."""
+    place = Path(folder or RlarConfig().run_dir)
+    return place if place.name == FOLDER_NAME else place / FOLDER_NAME
+
+
+def submitted(path: Path, asked: Submission, name: str, *, as_json: bool) -> None:
+    """Asks something of a library, and prints what came of it.
+
+    Raises:
+        LibraryError: It is refused.
+    """
+    came = submit(path, asked)
+    record: dict[str, Any] = {"tool": name, "digest": asked.digest, "library": str(path)}
+    if isinstance(came, Path):
+        record |= {"state": "waiting", "inbox": str(came)}
+        said = f"{name} ({asked.digest}): a training writes this library, and takes it in at its next step ({came})"
+    else:
+        standing = Library.read(path).standings()[asked.digest]
+        record |= {"state": standing.event, "step": standing.step}
+        said = f"{name} ({asked.digest}) is {standing.event} from step {standing.step} on, in {path}"
+    if as_json:
+        print_json(record)
+    else:
+        print(visible(said))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +18,30 @@ from verl_rlar.cli.app import (
     Set,
     app,
     configured,
+    library_folder,
+    new_library_folder,
     print_json,
     progress_bar,
     run,
+    submitted,
     visible,
 )
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import ConfigError
+from verl_rlar.errors import ConfigError, LibraryError
+from verl_rlar.inbox import Exam, Submission
+from verl_rlar.library import EventKind, Library, spec_to_json
 from verl_rlar.types import Kind
+
+if TYPE_CHECKING:
+    from verl_rlar.exam.subject import Subject  # the exam's imports take a second
+
+
+class Then(str, Enum):
+    """What becomes of a tool that passed its exam."""
+
+    SHADOW = "shadow"
+    LIVE = "live"
+    NOTHING = "nothing"
 
 
 @app.command("exam")
@@ -42,6 +60,11 @@ def exam_command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which rows are taken, what is changed, and what is sealed.")] = 0,
     as_json: Json = False,
+    folder: Annotated[
+        str | None, typer.Option("--in", metavar="FOLDER", help="A library, or a run: the card goes there.")
+    ] = None,
+    then: Annotated[Then, typer.Option(help="With --in: what becomes of a tool that passed.")] = Then.SHADOW,
+    by: Annotated[str, typer.Option(metavar="WHO", help="Who says so, for the log.")] = "command line",
     settings: Set = None,
 ) -> None:
     """Examine a tool: does it tell right from wrong, always, in time, whoever asks?
@@ -50,28 +73,86 @@ def exam_command(
     Cases are made from rows (gold answers, labelled ones, changes that must fail and changes that must not matter,
     attacks), or come from case files: rows with a `response` and `expect`: good, bad, abstain, or same_as:<id>.
     A verifier's file runs in a box. Prints the card; --json prints it as one object. Exit code: 0 admitted, 1 rejected.
+    With --in, TOOL may be one of that library, and its record stays there, passed or not. A verifier that passed goes
+    into the shadow from the next step on; while a training runs, it takes this in at its next step boundary.
 
     \b
     Examples:
       rlar exam final_answer --data train.parquet
       rlar exam my_package.rewards:brevity --cases cases.jsonl --json | jq .reasons
       rlar exam verifier.py --data train.parquet --kind math --set exam.max_queries=100
+      rlar exam unit_price.py --data train.parquet --in checkpoints/qwen3-8b/rlar --then live
     """
-    run(lambda: _exam(tool, data or [], cases or [], kind or [], seed, as_json, configured(settings)))
+    run(
+        lambda: _exam(
+            tool, data or [], cases or [], kind or [], seed, as_json, folder, then.value, by, configured(settings)
+        )
+    )
 
 
 async def _exam(
-    tool: str, data: list[str], cases: list[str], kinds: list[Kind], seed: int, as_json: bool, config: RlarConfig
+    tool: str,
+    data: list[str],
+    cases: list[str],
+    kinds: list[Kind],
+    seed: int,
+    as_json: bool,
+    folder: str | None,
+    then: str,
+    by: str,
+    config: RlarConfig,
 ) -> int:
+    from verl_rlar.exam.canaries import of_exam, to_json
     from verl_rlar.exam.hall import examine_files
+    from verl_rlar.exam.subject import find
 
     if not data and not cases:
         raise ConfigError("nothing to examine it on: give --data FILE or --cases FILE")
     sys.path.insert(0, os.getcwd())  # the user's own package.module
+    path = library_folder(folder) if folder else None
+    subject = in_library(path, tool) if path else None
+    subject = subject or find(tool, kinds)
     with progress_bar() as on_progress:
-        card = await examine_files(tool, data, cases, config, kinds=kinds, seed=seed, on_progress=on_progress)
+        examination = await examine_files(subject, data, cases, config, seed=seed, on_progress=on_progress)
+    card, spec = examination.card, examination.spec
     if as_json:
         print_json(card.as_dict())
     else:
         print("\n".join(map(visible, card.markdown().splitlines())))
+    if folder:
+        exam = Exam(
+            card=card.as_dict(),
+            text=card.markdown(),
+            transcript=examination.transcript,
+            canaries=to_json(of_exam(examination.answers, config.life.canaries)),
+            passed=card.admitted,
+            why="; ".join(card.reasons) or f"passed on {card.cases} cases",
+        )
+        events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
+        asked = Submission(
+            digest=spec.digest,
+            spec=spec_to_json(spec),
+            source=subject.source or None,
+            by=by,
+            why="brought to its exam",
+            exam=exam,
+            event=events.get(then) if spec.kind != "rule" else None,
+            replace=True,
+        )
+        submitted(path or new_library_folder(folder), asked, spec.name, as_json=as_json)
     return OK if card.admitted else BAD
+
+
+def in_library(path: Path, tool: str) -> Subject | None:
+    """A tool of a library; None if it has none of that name."""
+    from verl_rlar.exam.subject import Subject, find
+
+    library = Library.read(path)
+    try:
+        digest = library.find(tool)
+    except LibraryError:
+        return None
+    spec = library.spec(digest)
+    if spec.kind == "rule":
+        return find(spec.target)  # in today's code: no other can be run
+    return Subject(spec=spec, source=library.source(digest) or "")

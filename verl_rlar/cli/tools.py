@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -23,14 +25,18 @@ from verl_rlar.cli.app import (
     complain,
     configured,
     library_folder,
+    new_library_folder,
     open_library,
     print_json,
     run,
+    submitted,
     visible,
 )
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, LibraryError
-from verl_rlar.library import FOLDER_NAME, Library, spec_to_json
+from verl_rlar.export import Target, exported_file
+from verl_rlar.inbox import Submission
+from verl_rlar.library import FOLDER_NAME, EventKind, spec_to_json
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Kind, ToolSpec
 
@@ -40,7 +46,19 @@ STATES = {"live": "green", "shadow": "cyan", "rejected": "red", "quarantined": "
 tools_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tools_app, name="tools")
 
+
+class Stage(str, Enum):
+    """Where `rlar tools promote` puts a tool."""
+
+    SHADOW = "shadow"
+    LIVE = "live"
+
+
 Tool = Annotated[str, typer.Argument(metavar="TOOL", help="A name, a digest, or the beginning of one.")]
+Why = Annotated[str, typer.Option(metavar="TEXT", help="For the log.")]
+From = Annotated[
+    int | None, typer.Option("--from", min=0, metavar="STEP", help="From which step on. Default: the next one.")
+]
 By = Annotated[str, typer.Option(metavar="WHO", help="Who says so, for the log.")]
 
 
@@ -48,7 +66,7 @@ By = Annotated[str, typer.Option(metavar="WHO", help="Who says so, for the log."
 def tools_group() -> None:
     """Look into a run's library of tools, and change it.
 
-    While a training runs, its service is the only one that writes; looking is always possible.
+    While a training runs, its service is the only one that writes: it takes a change in at its next step boundary.
     """
 
 
@@ -92,16 +110,9 @@ def tools_add_command(
     kind: Annotated[
         list[Kind] | None, typer.Option("--kind", help="What it is for, if the file does not say. Repeatable.")
     ] = None,
-    live_from: Annotated[
-        int | None, typer.Option("--live-from", min=0, metavar="STEP", help="Make it live from this step on.")
-    ] = None,
-    replaces: Annotated[
-        str | None, typer.Option(metavar="DIGEST", help="The live tool of the same name that goes, with --live-from.")
-    ] = None,
     why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "added by hand",
     by: By = "command line",
     as_json: Json = False,
-    settings: Set = None,
 ) -> None:
     """Put a verifier that nobody has read into the library, as proposed. It is not run here.
 
@@ -114,17 +125,39 @@ def tools_add_command(
       rlar tools add unit_price.py --kind math
       rlar tools add unit_price.py --in checkpoints/qwen3-8b/rlar
     """
-    run(lambda: _tools_add(file, folder, name, kind or [], live_from, replaces, why, by, as_json, configured(settings)))
+    run(lambda: _tools_add(file, folder, name, kind or [], why, by, as_json))
+
+
+@tools_app.command("promote")
+def tools_promote_command(
+    tool: Tool,
+    why: Why,
+    folder: In = None,
+    to: Annotated[Stage, typer.Option(help="The shadow, where it scores without a say, or live.")] = Stage.SHADOW,
+    step: From = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Take the place of the live tool of its name.")] = False,
+    by: By = "command line",
+    as_json: Json = False,
+) -> None:
+    """Give a tool that passed its exam a chance, or a say, from a step on.
+
+    \b
+    From the shadow a training promotes it by itself when it has shown what it is worth (rlar.life.*).
+
+    \b
+    Examples:
+      rlar tools promote unit_price --why "fits the new rows" --in checkpoints/qwen3-8b/rlar
+      rlar tools promote unit_price --to live --replace --from 40 --why "version 2"
+    """
+    run(lambda: _tools_change(to.value, tool, folder, step, why, by, as_json, replace))
 
 
 @tools_app.command("retire")
 def tools_retire_command(
     tool: Tool,
-    why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")],
+    why: Why,
     folder: In = None,
-    step: Annotated[
-        int | None, typer.Option("--from", min=0, metavar="STEP", help="From which step on. Default: the next one.")
-    ] = None,
+    step: From = None,
     by: By = "command line",
     as_json: Json = False,
 ) -> None:
@@ -134,7 +167,7 @@ def tools_retire_command(
     Example:
       rlar tools retire token_f1 --why "too lenient on names"
     """
-    run(lambda: _tools_retire(tool, folder, step, why, by, as_json))
+    run(lambda: _tools_change("retired", tool, folder, step, why, by, as_json, False))
 
 
 @tools_app.command("export")
@@ -142,20 +175,26 @@ def tools_export_command(
     tool: Tool,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - is standard output.")],
     folder: In = None,
+    target: Annotated[
+        Target, typer.Option("--as", help="Its code, or a file for use in verl, TRL or verifiers.")
+    ] = Target.SOURCE,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    settings: Set = None,
 ) -> None:
-    """Write a tool's code into a file, byte by byte as it scored.
+    """Write a tool's code into a file, byte by byte as it scored; or a file that scores with it elsewhere.
 
     \b
-    Example:
+    With --as verl, trl or verifiers the file has a reward function for that framework, and needs verl-rlar there. A
+    verifier's code is data in it, and runs in a box only. Settings (scoring, rules, sandbox) go along.
+    Without a library: one of the tools that a training with these settings begins with.
+
+    \b
+    Examples:
       rlar tools export 3fa9c0de12345678 unit_price.py
+      rlar tools export unit_price unit_price_trl.py --as trl --in checkpoints/qwen3-8b/rlar
+      rlar tools export final_answer final_answer_verl.py --as verl
     """
-    run(lambda: _tools_export(tool, file, folder, force))
-
-
-def _new_library_folder(folder: str | None) -> Path:
-    place = Path(folder or RlarConfig().run_dir)
-    return place if place.name == FOLDER_NAME else place / FOLDER_NAME
+    run(lambda: _tools_export(tool, file, folder, target, force, configured(settings)))
 
 
 def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
@@ -225,16 +264,7 @@ def _tools_show(tool: str, folder: str | None, as_json: bool) -> int:
 
 
 def _tools_add(
-    file: str,
-    folder: str | None,
-    name: str | None,
-    kinds: list[Kind],
-    live_from: int | None,
-    replaces: str | None,
-    why: str,
-    by: str,
-    as_json: bool,
-    config: RlarConfig,
+    file: str, folder: str | None, name: str | None, kinds: list[Kind], why: str, by: str, as_json: bool
 ) -> int:
     from verl_rlar.exam.subject import verifier
 
@@ -243,40 +273,27 @@ def _tools_add(
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the verifier {file}: {error}") from None
     spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
-    with Library(library_folder(folder) or _new_library_folder(folder)) as library:
-        if live_from is not None and not library.passed(spec.digest):
-            raise LibraryError(
-                f"{spec.name} ({spec.digest}) cannot become live: it needs an exam first, and there is no card of one "
-                "that it passed. Add it without --live-from, and see `rlar exam`"
-            )
-        new = library.propose(spec, source, by=by, why=why)
-        if live_from is not None:
-            library.append("live", spec.digest, by=by, why=why, step=live_from, replaces=replaces)
-        state = library.standings()[spec.digest]
-        if as_json:
-            record = {"tool": spec.name, "digest": spec.digest, "new": new, "state": state.event, "step": state.step}
-            print_json(record | {"library": str(library.path)})
-        else:
-            print(f"{spec.name} ({spec.digest}) is {'' if new else 'there already, '}{state.event} in {library.path}")
+    asked = Submission(digest=spec.digest, spec=spec_to_json(spec), source=source, by=by, why=why)
+    submitted(library_folder(folder) or new_library_folder(folder), asked, spec.name, as_json=as_json)
     return OK
 
 
-def _tools_retire(tool: str, folder: str | None, step: int | None, why: str, by: str, as_json: bool) -> int:
-    with Library(open_library(folder).path) as library:
-        event = library.append("retired", library.find(tool), by=by, why=why, step=step)
-    if as_json:
-        print_json({"tool": event.tool, "digest": event.digest, "state": event.event, "step": event.step})
-    else:
-        print(f"{event.tool} ({event.digest}) is retired from step {event.step} on")
-    return OK
-
-
-def _tools_export(tool: str, file: str, folder: str | None, force: bool) -> int:
+def _tools_change(
+    event: EventKind, tool: str, folder: str | None, step: int | None, why: str, by: str, as_json: bool, replace: bool
+) -> int:
     library = open_library(folder)
     digest = library.find(tool)
-    source = library.source(digest)
+    asked = Submission(digest=digest, event=event, step=step, replace=replace, by=by, why=why)
+    submitted(library.path, asked, library.spec(digest).name, as_json=as_json)
+    return OK
+
+
+def _tools_export(tool: str, file: str, folder: str | None, target: Target, force: bool, config: RlarConfig) -> int:
+    spec, source = _tool_and_source(tool, folder, config)
+    if target is not Target.SOURCE:
+        source = exported_file(spec, source, target, config)
     if source is None:
-        raise LibraryError(f"{tool}: the library has no code of {digest}; `rlar tools show` says what it is")
+        raise LibraryError(f"{tool}: the library has no code of {spec.digest}; `rlar tools show` says what it is")
     if file == "-":
         sys.stdout.write(source)
         return OK
@@ -287,5 +304,20 @@ def _tools_export(tool: str, file: str, folder: str | None, force: bool) -> int:
         raise ConfigError(f"{file} is there already; --force overwrites it") from None
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error}") from None
-    complain(f"{library.spec(digest).name} ({digest}) is in {file}")
+    complain(f"{spec.name} ({spec.digest}) is in {file}")
     return OK
+
+
+def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple[ToolSpec, str | None]:
+    """A tool of the library; without one, of those that a training begins with."""
+    if folder is not None or library_folder(None) is not None:
+        library = open_library(folder)
+        digest = library.find(tool)
+        return library.spec(digest), library.source(digest)
+    sys.path.insert(0, os.getcwd())  # the user's own package.module
+    tools = trusted_tools(config)
+    for trusted in tools:
+        if tool in (trusted.spec.name, trusted.spec.digest):
+            return trusted.spec, trusted.source
+    names = ", ".join(trusted.spec.name for trusted in tools)
+    raise LibraryError(f"there is no library here, and no tool {tool!r} that a training begins with: {names}")

@@ -40,11 +40,7 @@ from verl_rlar.types import (
     Kind,
     Outcome,
     Query,
-    Route,
-    RoutePart,
     Sample,
-    Snapshot,
-    ToolScore,
     ToolSpec,
     content_hash,
 )
@@ -269,7 +265,7 @@ async def screen(
     for done, (key, cases) in enumerate(good.items()):
         kind = cases[0].kind
         judges = [spec for spec in established if kind in spec.scope.kinds and not spec.gate]
-        votes = [await call(scorer, spec, Sample(query=c.query, response=c.response)) for spec in judges for c in cases]
+        votes = [await scorer.call(spec, Sample(query=c.query, response=c.response)) for spec in judges for c in cases]
         counted = [vote for vote in votes if vote.outcome in (Outcome.SCORED, Outcome.HACKED)]
         against = [vote for vote in counted if (vote.value or 0.0) < 0.5]
         if len(against) > len(counted) / 2 and (len(counted) >= 2 or kind in AUTHORITIES):
@@ -281,10 +277,3 @@ async def screen(
     kept = {made.id for made in left}
     left = tuple(made for made in left if not made.twin or made.twin in kept)
     return replace(evidence, cases=left, set_apart=(*evidence.set_apart, *apart))
-
-
-async def call(scorer: Scorer, spec: ToolSpec, sample: Sample) -> ToolScore:
-    """One tool's score of a sample, through the same scorer, deadline and retries as in training."""
-    part = RoutePart(tool=spec.name, digest=spec.digest, gate=spec.gate, weight=0.0 if spec.gate else 1.0)
-    route = Route(parts=(part,), reason="exam", kind=Kind.OPEN, covered=True, snapshot="")
-    return (await scorer.score(sample, route, Snapshot(tools=(spec,)))).parts[0]

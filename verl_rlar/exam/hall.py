@@ -10,23 +10,22 @@ Not covered: several exams at the same time in one hall measure each other's loa
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ToolError, ToolUnavailable
-from verl_rlar.exam.card import Card
 from verl_rlar.exam.cases import read_cases
 from verl_rlar.exam.evidence import Evidence, gather, screen
-from verl_rlar.exam.subject import Subject, find
+from verl_rlar.exam.subject import Subject
 from verl_rlar.exam.trial import Examination, OnProgress, examine
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.row_files import read_rows
 from verl_rlar.scoring import Scorer
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
-from verl_rlar.types import Kind, Sample, ToolSpec
+from verl_rlar.types import Sample, ToolSpec
 
 logger = logging.getLogger(__name__)
 
@@ -100,31 +99,27 @@ class Hall:
 
 
 async def examine_files(
-    tool: str,
+    subject: Subject,
     data: Sequence[str],
     case_files: Sequence[str],
     config: RlarConfig,
     *,
-    kinds: Collection[Kind] = (),
     seed: int = 0,
     on_progress: OnProgress = lambda *_: None,
-) -> Card:
+) -> Examination:
     """Examines a tool on rows and cases in files.
 
     Args:
-        tool: See `verl_rlar.exam.subject.find`.
+        subject: The tool.
         data: Files of rows.
         case_files: Files of cases.
         config: Settings.
-        kinds: For a verifier that does not say what it is for.
         seed: See `examine`.
         on_progress: Called with the stage, how much is done, and of how much.
 
     Raises:
-        ConfigError: There is no such tool.
         DataError: A file cannot be read, or a case file is wrong.
     """
-    subject = find(tool, kinds)
     exam = config.exam
     evidence = Evidence()
     async with Hall(config) as hall:
@@ -135,7 +130,7 @@ async def examine_files(
         for path in case_files:
             cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
             evidence = _join(evidence, Evidence(cases=cases))
-        return (await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)).card
+        return await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)
 
 
 def _join(one: Evidence, other: Evidence) -> Evidence:

@@ -31,12 +31,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
 
-from verl_rlar.calibration import calibrate, rank_accuracy
+from verl_rlar.calibration import fit, identity, rank_accuracy
 from verl_rlar.config import ExamConfig, Limits
 from verl_rlar.errors import DataError
 from verl_rlar.exam.card import FAILING, Card, Failing, Figure
 from verl_rlar.exam.cases import Case, Expect
-from verl_rlar.exam.evidence import Evidence, call
+from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.public import public_cases
 from verl_rlar.scoring import Scorer
 from verl_rlar.streams import in_background, in_order
@@ -77,6 +77,8 @@ class Examination:
     """The card, and what it was written from."""
 
     card: Card
+    spec: ToolSpec
+    """The tool that the card is about: the examined one, a reward model with the calibration that it was taught."""
     answers: tuple[Answer, ...]
     """Of the first run, in the order of the cases."""
 
@@ -124,8 +126,10 @@ async def examine(
     cases = sorted(evidence.cases, key=lambda case: content_hash([seed, "order", case.id]))
     trial = _Trial(spec, config, at_once, on_progress)
     for scorer in scorers if cases else ():  # what is loaded once is not charged to a call, as in training
-        await call(scorer, spec, undressed(cases[0], spec))
+        await scorer.call(spec, undressed(cases[0], spec))
     first = await trial.run("asking", cases, scorers[0], lambda case: dressed(case, seed))
+    spec, first = _calibrated(spec, cases, first)
+    trial.spec = spec
     again = cases[: config.repeats]
     agree: dict[str, list[bool]] = {"determinism": [], "disguise": []}
     fingerprint = ""
@@ -142,7 +146,29 @@ async def examine(
         fingerprint = await _fingerprint(spec, scorers[0], at_once)
     answers = tuple(Answer(case=case, score=first[case.id]) for case in evidence.cases if case.id in first)
     card = _Report(spec, evidence, config, answers, trial, agree, fingerprint, seed).card()
-    return Examination(card=card, answers=answers)
+    return Examination(card=card, spec=spec, answers=answers)
+
+
+def _calibrated(
+    spec: ToolSpec, cases: Sequence[Case], scores: dict[str, ToolScore]
+) -> tuple[ToolSpec, dict[str, ToolScore]]:
+    """A reward model with the calibration that its answers teach, and these answers by it; other tools as they are."""
+    if spec.kind != "reward_model" or spec.calibration is not None:
+        return spec, scores
+    judged = {Expect.GOOD: True, Expect.BAD: False}
+    answered = ((scores[case.id].raw, case.expect) for case in cases if case.id in scores)
+    try:
+        learned = fit([(raw, judged[expect]) for raw, expect in answered if raw is not None and expect in judged])
+    except DataError:
+        return spec, scores
+    spec = replace(spec, calibration=learned)
+    values = {
+        key: score
+        if score.raw is None or score.outcome is Outcome.HACKED
+        else replace(score, digest=spec.digest, value=learned(score.raw))
+        for key, score in scores.items()
+    }
+    return spec, values
 
 
 # --- Asking -----------------------------------------------------------------------------------------------------------
@@ -181,7 +207,7 @@ class _Trial:
     def __init__(self, spec: ToolSpec, config: ExamConfig, at_once: int, on_progress: OnProgress) -> None:
         self.stopped = ""
         self.scores: list[ToolScore] = []
-        self._spec = spec
+        self.spec = spec
         self._at_once = at_once
         self._on_progress = on_progress
         self.latency_limit = config.boxed_latency_s if spec.boxed else config.latency_s
@@ -197,7 +223,7 @@ class _Trial:
         scores: dict[str, ToolScore] = {}
 
         async def ask(case: Case) -> tuple[Case, ToolScore]:
-            return case, await call(scorer, self._spec, dress(case))
+            return case, await scorer.call(self.spec, dress(case))
 
         if self.stopped:
             return scores
@@ -213,12 +239,12 @@ class _Trial:
         return scores
 
     def timed_out(self, score: ToolScore) -> bool:
-        return score.outcome is Outcome.FAILED and score.seconds >= 0.95 * self._spec.timeout_s
+        return score.outcome is Outcome.FAILED and score.seconds >= 0.95 * self.spec.timeout_s
 
     def _judge(self) -> None:
         failed = [score for score in self.scores if score.outcome is Outcome.FAILED]
         if sum(map(self.timed_out, failed)) >= TIMEOUTS:
-            self.stopped = f"{TIMEOUTS} calls were still at work at their deadline of {self._spec.timeout_s:g} s"
+            self.stopped = f"{TIMEOUTS} calls were still at work at their deadline of {self.spec.timeout_s:g} s"
         elif len(failed) >= FAILURES:
             self.stopped = f"{len(failed)} of {len(self.scores)} calls failed, the last with: {failed[-1].reason[:300]}"
         elif len(self.scores) == PROBE:
@@ -229,7 +255,7 @@ class _Trial:
 
 async def _fingerprint(spec: ToolSpec, scorer: Scorer, at_once: int) -> str:
     async def ask(pair: Any) -> str:
-        score = await call(scorer, spec, Sample(query=pair[0], response=pair[1]))
+        score = await scorer.call(spec, Sample(query=pair[0], response=pair[1]))
         return score.outcome.value if score.value is None else f"{round(score.value, 2) + 0.0:.2f}"  # no -0.00
 
     public = list(public_cases(spec.scope.kinds))
@@ -520,16 +546,10 @@ class _Report:
         return dict(sorted(sorts.items()))
 
     def _calibration(self) -> dict[str, Any] | None:
-        judged = {Expect.GOOD: True, Expect.BAD: False}
-        pairs = [
-            (answer.score.raw, judged[answer.case.expect])
-            for answer in self._answers
-            if answer.score.raw is not None and answer.case.expect in judged
-        ]
-        try:
-            return calibrate(self._spec, pairs).as_dict()
-        except DataError:
+        spec = self._spec
+        if spec.calibration is None and spec.kind == "reward_model":
             return None
+        return (spec.calibration or identity(spec.low, spec.high)).as_dict()
 
 
 def _by_query(answers: Iterable[Answer]) -> dict[str, list[Answer]]:

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a reward worker does beside the scoring path: tools in the shadow score, and canaries are scored again.
+
+Guarantees: nothing here can hold up, change or fail a response's score: it is done after the score went out, one call
+at a time, by the same `Scorer` with the same deadlines; what does not fit into the queue is left out and counted.
+Groups are taken whole or not at all, by their ids.
+
+Not covered: a shadow's calls share the node's boxes and servers with live ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Protocol
+
+from verl_rlar.config import LifeConfig
+from verl_rlar.errors import LedgerError, ServiceUnreachable
+from verl_rlar.exam.canaries import Canary
+from verl_rlar.ledger import CanaryRow, ShadowRow
+from verl_rlar.scoring import Scorer
+from verl_rlar.types import Kind, Sample, Snapshot, ToolSpec, content_hash
+
+logger = logging.getLogger(__name__)
+
+WAITING = 2_000
+"""Calls that wait at most."""
+SENT_TOGETHER = 64
+"""Results that are sent in one call at most."""
+
+
+class Watcher(Protocol):
+    """Who takes the results: `verl_rlar.service.Client`."""
+
+    async def canaries(self, step: int) -> tuple[tuple[ToolSpec, tuple[Canary, ...]], ...]: ...
+
+    async def saw(self, shadows: tuple[ShadowRow, ...], canaries: tuple[CanaryRow, ...]) -> None: ...
+
+
+class Shadow:
+    """See the module. Use from one event loop.
+
+    Args:
+        config: How much of it.
+        scorer: Runs the tools.
+        watcher: Says which canaries are due, and takes what came of it all.
+    """
+
+    def __init__(self, config: LifeConfig, scorer: Scorer, watcher: Watcher) -> None:
+        self._config = config
+        self._scorer = scorer
+        self._watcher = watcher
+        self._calls: deque[tuple[ToolSpec, Sample, str]] = deque()
+        """Tool, sample, and the id of a canary or nothing."""
+        self._working: asyncio.Task[None] | None = None
+        self._asked: set[int] = set()
+        self.left_out = 0
+        """Number of calls that there was no room for."""
+
+    def scored(self, sample: Sample, kind: Kind, snapshot: Snapshot) -> None:
+        """Takes note of a training response whose score went out."""
+        if self._config.canary_every and sample.step not in self._asked:
+            self._asked = {step for step in self._asked if step > sample.step - 8} | {sample.step}
+            self._work(sample.step)
+        drawn = int(content_hash(sample.uid)[:8], 16) < self._config.shadow_share * 2**32
+        for spec in snapshot.shadows if drawn else ():
+            if kind in spec.scope.kinds and spec.fits(sample.query):
+                self._put(spec, sample, "")
+
+    async def flush(self) -> None:
+        """Returns when nothing waits any more."""
+        while self._working is not None and not self._working.done():
+            await asyncio.shield(self._working)
+
+    def _put(self, spec: ToolSpec, sample: Sample, canary: str) -> None:
+        if len(self._calls) >= WAITING:
+            if not self.left_out:
+                logger.warning("%s does not keep up in the shadow: some responses are left out", spec.name)
+            self.left_out += 1
+            return
+        self._calls.append((spec, sample, canary))
+        self._work(None)
+
+    def _work(self, step: int | None) -> None:
+        """Sees to it that calls are made; first those for a step's canaries are fetched, if one is given."""
+        before = self._working
+        if step is None and before is not None and not before.done():
+            return
+        self._working = asyncio.get_running_loop().create_task(self._all(step, before))
+
+    async def _all(self, step: int | None, before: asyncio.Task[None] | None) -> None:
+        if before is not None:
+            await asyncio.wait([before])
+        try:
+            for spec, canaries in await self._watcher.canaries(step) if step is not None else ():
+                for canary in canaries:
+                    self._put(spec, canary.sample(step or 0), canary.id)
+            while self._calls:
+                await self._some()
+        except (ServiceUnreachable, LedgerError) as error:
+            logger.warning("results of shadows and canaries were lost: %s", error)
+
+    async def _some(self) -> None:
+        shadows: list[ShadowRow] = []
+        canaries: list[CanaryRow] = []
+        while self._calls and len(shadows) + len(canaries) < SENT_TOGETHER:
+            spec, sample, canary = self._calls.popleft()
+            score = await self._scorer.call(spec, sample)
+            if canary:
+                canaries.append(CanaryRow(canary=canary, step=sample.step, score=score))
+            else:
+                shadows.append(ShadowRow(uid=sample.uid, session=sample.session, step=sample.step, score=score))
+        await self._watcher.saw(tuple(shadows), tuple(canaries))
