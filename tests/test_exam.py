@@ -23,13 +23,14 @@ from verl_rlar.config import ExamConfig, RlarConfig, parse
 from verl_rlar.errors import ConfigError, DataError
 from verl_rlar.exam import Card, Case, Evidence, Expect, Subject, find, gather, read_cases
 from verl_rlar.exam.attacks import attack_answers
+from verl_rlar.exam.canaries import from_json
 from verl_rlar.exam.cases import is_sealed
 from verl_rlar.exam.evidence import screen
 from verl_rlar.exam.generators import equal_answers, number_of, stated, wrong_answers
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import verifier
 from verl_rlar.exam.trial import dressed, undressed, wilson
-from verl_rlar.library import builtin_snapshot
+from verl_rlar.library import Library, builtin_snapshot
 from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.types import Kind, Outcome, Sample, ToolSpec
 
@@ -413,3 +414,29 @@ async def test_verifiers_are_examined_in_boxes(name: str, reason: str) -> None:
     assert card.admitted is not bool(reason), card.reasons
     assert any(reason in said for said in card.reasons) or card.admitted
     assert all(answer.score.outcome is not Outcome.FAILED for answer in examination.answers) or card.stopped
+
+
+@pytest.mark.docker
+@pytest.mark.slow
+@pytest.mark.usefixtures("box_image")
+def test_an_exam_by_hand_leaves_its_record_in_the_library_and_puts_a_tool_that_passed_into_the_shadow(
+    data: str, tmp_path: Path
+) -> None:
+    base = ["--data", data, "--json", "--in", str(tmp_path / "run"), "--set", "exam.max_queries=8"]
+    base += ["--set", f"sandbox.base={make_sandbox_config().base}"]
+    for name, code in (("box_good", 0), ("box_evaluates", 1)):
+        one = next(one for one in planted_tools.VERIFIERS if one.name == name)
+        (tmp_path / f"{name}.py").write_text(one.source)
+        done = CliRunner().invoke(app, ["exam", str(tmp_path / f"{name}.py"), *base])
+        assert done.exit_code == code, done.output
+        card, came = map(json.loads, done.stdout.splitlines())
+        assert came["state"] == ("rejected" if code else "shadow")
+        view = Library.read(tmp_path / "run" / "library")
+        digest = view.find(name)
+        assert view.card(digest) == card and view.passed(digest) is (code == 0)
+    assert [tool.name for tool in view.snapshot(0).shadows] == ["box_good"]
+    canaries = from_json(view.canaries(view.find("box_good")))
+    assert {canary.expect for canary in canaries} == {"good", "bad"}
+    assert all((canary.value >= 0.5) is (canary.expect == "good") for canary in canaries if canary.value is not None)
+    again = CliRunner().invoke(app, ["exam", "box_good", *base, "--then", "live"])
+    assert json.loads(again.stdout.splitlines()[-1])["state"] == "live", again.output

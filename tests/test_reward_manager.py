@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 import numpy as np
 import ray
 import torch
-from conftest import make_sandbox_config, none_left
+from conftest import make_query, make_sandbox_config, none_left
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from tensordict import TensorDict
@@ -27,10 +27,12 @@ from verl import DataProto
 
 from verl_rlar.cpu.models import build_tiny
 from verl_rlar.errors import ConfigError
+from verl_rlar.exam.canaries import Canary, to_json
 from verl_rlar.ledger import read
 from verl_rlar.library import Library
 from verl_rlar.reward_manager import RlarRewardManager
 from verl_rlar.service import ACTOR_NAME, BOXES_NAME
+from verl_rlar.types import Kind, Scope
 
 
 @pytest.fixture(scope="module")
@@ -181,6 +183,49 @@ async def test_a_verifier_of_the_library_scores_in_a_box_of_the_node_and_its_cod
         manager.close()
         for name in (ACTOR_NAME, f"{BOXES_NAME}_{ray.get_runtime_context().get_node_id()}"):
             ray.kill(ray.get_actor(name))
+
+
+SHORT_LIFE = ("rlar.life.shadow_steps=2", "rlar.life.shadow_responses=6", "rlar.life.min_calls=3")
+
+
+@pytest.mark.docker
+@pytest.mark.usefixtures("box_image")
+@pytest.mark.parametrize("config", [(*DOCKER, *SHORT_LIFE)], indirect=True, ids=["docker"])
+async def test_a_verifier_scores_in_the_shadow_until_it_has_a_say_and_its_canaries_are_scored_each_step(
+    config: DictConfig, tokenizer: Any
+) -> None:
+    source = "def score(prompt, response, reference, extra):\n    return 0.75 if reference in response else 0.25\n"
+    spec = make_spec(scope=Scope(kinds=frozenset({Kind.MATH})), source_sha256=sha(source))
+    with Library(Path(config.rlar.run_dir) / "library") as library:
+        library.propose(spec, source, by="coder", why="math")
+        canary = Canary(id="c1", query=make_query(), response="41", expect="bad", value=0.25)
+        record: dict[str, Any] = {"card": {}, "text": "", "transcript": [], "canaries": to_json([canary])}
+        library.put_exam(spec.digest, **record, passed=True, by="exam", why="passed")
+        library.append("shadow", spec.digest, by="exam", why="passed", step=1)
+    manager = RlarRewardManager(config=config, tokenizer=tokenizer, compute_score=None, reward_router_address=None)
+    try:
+        for step in range(1, 4):
+            await asyncio.to_thread(manager._service.begin_step, step)
+            samples = [
+                data(tokenizer, text, uid=f"{step}", session_id=session, global_steps=step)
+                for session, text in enumerate(("5", "6", "5"))
+            ]
+            results = await asyncio.gather(*map(manager.run_single, samples))
+            assert [result["reward_score"] for result in results] == [1.0, 0.0, 1.0], "it has no say over final_answer"
+            await manager.flush()
+    finally:
+        manager.close()
+        for name in (ACTOR_NAME, f"{BOXES_NAME}_{ray.get_runtime_context().get_node_id()}"):
+            ray.kill(ray.get_actor(name))
+    with read(Path(config.rlar.run_dir)) as db:
+        shadows = db.execute("SELECT step, session, value FROM shadows ORDER BY step, session").fetchall()
+        canaries = db.execute("SELECT step, tool, value FROM canaries WHERE tool = 'checker' ORDER BY step").fetchall()
+    assert [tuple(row) for row in shadows] == [
+        (step, session, value) for step in (1, 2) for session, value in enumerate((0.75, 0.25, 0.75))
+    ]
+    assert [tuple(row) for row in canaries] == [(step, "checker", 0.25) for step in (1, 2, 3)]
+    last = Library.read(Path(config.rlar.run_dir) / "library").events[-1]
+    assert (last.event, last.step, last.by) == ("live", 3, "rlar") and "6 responses in the shadow" in last.why
 
 
 async def test_an_unscored_response_goes_out_as_the_mean_of_its_siblings(

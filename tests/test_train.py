@@ -14,8 +14,11 @@ from typing import Any
 
 import pytest
 from conftest import make_sandbox_config, none_left
+from test_library import make_spec, sha
 
 from verl_rlar.ledger import read
+from verl_rlar.library import Library
+from verl_rlar.types import Kind, Scope
 
 pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -205,17 +208,40 @@ def write_code_rows(folder: Path) -> None:
 
 @pytest.mark.docker
 @pytest.mark.usefixtures("box_image")
-def test_a_training_on_code_runs_it_in_boxes_and_leaves_none(tmp_path: Path, engine: Any) -> None:
+def test_a_training_on_code_runs_it_in_boxes_and_a_verifier_gets_a_say_between_two_steps(
+    tmp_path: Path, engine: Any
+) -> None:
+    """The verifier has passed its exam, and scores in the shadow at steps 1 and 2."""
     from verl_rlar.cpu.models import build_tiny
 
     build_tiny(tmp_path / "model")
     write_code_rows(tmp_path)
-    settings = [f"rlar.sandbox.base={make_sandbox_config().base}", "trainer.total_training_steps=2"]
-    run(tmp_path, *settings, "trainer.val_before_train=False")
-    scored = query(
-        tmp_path, "SELECT route, outcome, value, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3"
+    source = "def score(prompt, response, reference, extra):\n    return (7 * len(response) % 100 + 1) / 200\n"
+    spec = make_spec("grown", scope=Scope(kinds=frozenset({Kind.UNIT_TESTS})), source_sha256=sha(source))
+    with Library(tmp_path / "checkpoints" / "rlar" / "library") as library:
+        library.propose(spec, source, by="coder", why="for the test")
+        library.put_exam(spec.digest, card={}, text="", transcript=[], passed=True, by="exam", why="passed")
+        library.append("shadow", spec.digest, by="exam", why="passed", step=1)
+    run(
+        tmp_path,
+        f"rlar.sandbox.base={make_sandbox_config().base}",
+        "trainer.total_training_steps=3",
+        "trainer.val_before_train=False",
+        "rlar.life.shadow_steps=2",
+        f"rlar.life.shadow_responses={PROMPTS * RESPONSES}",
+        "rlar.life.min_varied=0.1",
+        "+rlar.routing.routes.code={kinds: [unit_tests], split: train, parts: [{tool: [grown, unit_tests]}]}",
     )
-    assert scored == [("unit_tests", "scored", 0.0, 2 * PROMPTS * RESPONSES)]
+    scored = query(
+        tmp_path, "SELECT step, route, outcome, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3"
+    )
+    assert scored == [
+        (1, "unit_tests", "scored", PROMPTS * RESPONSES),
+        (2, "unit_tests", "scored", PROMPTS * RESPONSES),
+        (3, "grown", "scored", PROMPTS * RESPONSES),
+    ]
+    assert query(tmp_path, "SELECT DISTINCT route FROM scores WHERE split = 'val'") == [("unit_tests",)]
+    assert query(tmp_path, "SELECT DISTINCT value FROM scores WHERE route = 'unit_tests'") == [(0.0,)]
     assert none_left(engine)
 
 

@@ -115,7 +115,8 @@ class Service:
         self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
         router = FeatureRouter(config.routing)
-        router.check(Snapshot(tools=(*(tool.spec for tool in tools), *self._library.latest().tools)))
+        known = (self._library.spec(digest) for digest in self._library.digests())  # one of them may be live one day
+        router.check(Snapshot(tools=(*(tool.spec for tool in tools), *known)))
         self._routes = RouteCache(_Journaled(router, self._ledger))
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
