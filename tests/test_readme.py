@@ -30,6 +30,21 @@ def test_the_command_for_gpus_composes_and_passes_the_checks() -> None:
     assert check(config).run_dir == "checkpoints/qwen3-8b/rlar"
 
 
+def test_the_declared_routes_compose_and_are_understood() -> None:
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    from hydra import compose, initialize_config_module
+
+    from verl_rlar.plugin import check
+
+    overrides = [shlex.split(line)[0] for line in re.findall(r"^    \+?(rlar\.routing\..*)$", README, re.MULTILINE)]
+    declared = [override for override in overrides if ".routes." in override]
+    assert len(overrides) > len(declared) > 2
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=["+rlar=default", *(f"++{override}" for override in overrides)])
+    routing = check(config).routing
+    assert {f"rlar.routing.routes.{name}" for name in routing.routes} == {line.split("=")[0] for line in declared}
+
+
 def test_the_tree_names_every_module_and_no_other() -> None:
     tree = README.split("## The tree")[1].split("## ")[0]
     folders = (ROOT / "verl_rlar" / name for name in (".", "tools", "sandbox"))
