@@ -166,12 +166,11 @@ class Life:
             self._held[digest] = max(step, self._held.get(digest, step))
 
     def _step(self, step: int) -> _Step:
-        if step not in self._steps:
-            self._steps[step] = _Step()
-            kept = max(self._config.window, self._config.shadow_patience) + 2
-            for old in sorted(self._steps)[:-kept]:
-                del self._steps[old]
-        return self._steps[step]
+        seen = self._steps.setdefault(step, _Step())
+        kept = max(self._config.window, self._config.shadow_patience) + 2
+        if len(self._steps) > kept:
+            del self._steps[min(self._steps)]
+        return seen
 
     def in_use(self, step: int) -> frozenset[str]:
         """Digests of the tools that scored in the window before a step."""
