@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,7 +34,10 @@ from verl_rlar.cli.app import (
 from verl_rlar.cli.rescore import Attempt, Examples, OfSplit, Split, Steps, library_of, number
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError
-from verl_rlar.types import Kind, Outcome
+from verl_rlar.types import Kind, Outcome, ToolSpec
+
+if TYPE_CHECKING:
+    from verl_rlar.replay import CasesDiff, Pair  # the exam's imports take a second
 
 Tool = Annotated[
     str, typer.Argument(metavar="TOOL", help="As for `rlar rescore --tool`; versions of the library need --run.")
@@ -106,31 +109,30 @@ async def _diff(
     as_json: bool,
     config: RlarConfig,
 ) -> int:
-    from verl_rlar.replay import Bench, CasesDiff, Pair, common_scope, diff_cases, diff_run, find_tool, parse_steps
-    from verl_rlar.replay import run_folder
+    from verl_rlar import replay
 
     if not (data or cases or of_run):
         raise ConfigError("nothing to compare them on: give --data FILE, --cases FILE or --run RUN")
-    of_steps = parse_steps(steps)
-    place = run_folder(of_run) if of_run else Path(config.run_dir)
+    of_steps = replay.parse_steps(steps)
+    place = replay.run_folder(of_run) if of_run else Path(config.run_dir)
     library = library_of(place, config)
-    tools = (find_tool(names[0], library), find_tool(names[1], library))
+    tools = (replay.find_tool(names[0], library), replay.find_tool(names[1], library))
     first, second = (tool.spec for tool in tools)
     if first.digest == second.digest:
         raise ConfigError(f"{names[0]} and {names[1]} are the same tool, {first.name} ({first.digest})")
-    common_scope(first, second)
+    replay.common_scope(first, second)
     pairs: list[Pair] = []
     left_out: Counter[str] = Counter()
     on_cases: CasesDiff | None = None
     with progress_bar() as on_progress:
-        async with Bench(config, tools) as bench:
+        async with replay.Bench(config, tools) as bench:
             if data or cases:
-                on_cases = await diff_cases(
+                on_cases = await replay.diff_cases(
                     tools, bench, config, data=data, case_files=cases, seed=seed, on_progress=on_progress
                 )
                 pairs += on_cases.pairs
             if of_run:
-                found, left_out = await diff_run(
+                found, left_out = await replay.diff_run(
                     place, tools, bench, steps=of_steps, split=split.value, attempt=attempt, on_progress=on_progress
                 )
                 pairs += found
@@ -161,7 +163,7 @@ async def _diff(
     return BAD if failed or stopped or left_out["missing"] or summary["bad_rows"] else OK
 
 
-def _pair(pair: Any) -> dict[str, Any]:
+def _pair(pair: Pair) -> dict[str, Any]:
     sides = [
         {
             "value": score.value,
@@ -175,9 +177,9 @@ def _pair(pair: Any) -> dict[str, Any]:
     return about | {"expect": pair.expect or None, "first": sides[0], "second": sides[1]}
 
 
-def _kinds(pairs: Sequence[Any], on_cases: Any, config: RlarConfig) -> list[dict[str, Any]]:
+def _kinds(pairs: Sequence[Pair], on_cases: CasesDiff | None, config: RlarConfig) -> list[dict[str, Any]]:
     """A record for each kind of query on the cases, and on the run."""
-    from verl_rlar.replay import agreement
+    from verl_rlar import replay
 
     records = []
     for on in ("cases", "run"):
@@ -185,29 +187,26 @@ def _kinds(pairs: Sequence[Any], on_cases: Any, config: RlarConfig) -> list[dict
             of_kind = [pair for pair in pairs if pair.on == on and pair.kind is kind]
             if not of_kind:
                 continue
-            found = asdict(agreement(of_kind, config.exam.limits_of(kind).tolerance))
+            found = asdict(replay.agreement(of_kind, config.exam.limits_of(kind).tolerance))
             record = {"type": "kind", "on": on, "kind": kind.value, **found}
-            if on == "cases":
+            if on == "cases" and on_cases:
                 record |= _labelled(on_cases, kind)
             records.append(record)
     return records
 
 
-def _labelled(on_cases: Any, kind: Kind) -> dict[str, Any]:
+def _labelled(on_cases: CasesDiff, kind: Kind) -> dict[str, Any]:
     """What the labels say of either tool, as on the card of an exam."""
+    from verl_rlar import replay
+
     figures = [exam.card.figures.get(kind.value, {}) for exam in on_cases.exams]
     sides = [{name: each[name].value for name in LABELLED if name in each} for each in figures]
-    better = None
-    if all(side.get("pairwise") is not None for side in sides):
-        for one, (mine, other) in enumerate((sides, sides[::-1])):
-            if mine["pairwise_low"] > other["pairwise_high"]:
-                better = ("first", "second")[one]
     counts = {name: int(figures[0][name].value or 0) for name in ("good", "bad", "queries") if name in figures[0]}
-    return {"labelled": counts, "first": sides[0], "second": sides[1], "better": better}
+    return {"labelled": counts, "first": sides[0], "second": sides[1], "better": replay.better(on_cases.exams, kind)}
 
 
-def _tool(pairs: Sequence[Any], side: int, on_cases: Any, spec: Any) -> dict[str, Any]:
-    from verl_rlar.replay import quantile
+def _tool(pairs: Sequence[Pair], side: int, on_cases: CasesDiff | None, spec: ToolSpec) -> dict[str, Any]:
+    from verl_rlar import replay
 
     scores = [pair.scores[side] for pair in pairs]
     return {
@@ -215,19 +214,19 @@ def _tool(pairs: Sequence[Any], side: int, on_cases: Any, spec: Any) -> dict[str
         "tool": spec.name,
         "digest": spec.digest,
         "outcomes": dict(Counter(score.outcome.value for score in scores)),
-        "p50_s": quantile((score.seconds for score in scores), 0.5),
-        "p95_s": quantile((score.seconds for score in scores), 0.95),
+        "p50_s": replay.quantile((score.seconds for score in scores), 0.5),
+        "p95_s": replay.quantile((score.seconds for score in scores), 0.95),
         "stopped": on_cases.exams[side].card.stopped if on_cases else "",
     }
 
 
 def _print(
-    kinds: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], summary: dict[str, Any], apart: Sequence[Any]
+    kinds: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], summary: dict[str, Any], apart: Sequence[Pair]
 ) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
     def say(label: str, text: str) -> None:
-        console.print(Text.assemble((f"{label:<13}", "bold"), visible(text)), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<15}", "bold"), visible(text)), soft_wrap=True)
 
     say("first", summary["first"])
     say("second", summary["second"])
@@ -270,4 +269,5 @@ def _print(
     for pair in apart:
         sides = " / ".join(f"{number(s.value, '.4g')} {s.outcome.value} ({s.reason[:200]})" for s in pair.scores)
         wanted = f", wanted: {pair.expect}" if pair.expect else ""
-        say("apart", f"{pair.on} {pair.id}{wanted}: {sides}; prompt {pair.prompt!r}, response {pair.response!r}")
+        texts = f"prompt {pair.prompt!r}, response {pair.response!r}" if pair.prompt else "a sealed case"
+        say("apart", f"{pair.on} {pair.id}{wanted}: {sides}; {texts}")

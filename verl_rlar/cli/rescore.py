@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -34,6 +34,9 @@ from verl_rlar.cli.app import (
 from verl_rlar.config import RlarConfig
 from verl_rlar.library import LibraryView
 from verl_rlar.types import Score
+
+if TYPE_CHECKING:
+    from verl_rlar.replay import Rescored, Tally  # the exam's imports take a second
 
 
 class Split(str, Enum):
@@ -112,18 +115,18 @@ async def _rescore(
     as_json: bool,
     config: RlarConfig,
 ) -> int:
-    from verl_rlar.replay import Tally, find_tool, parse_steps, rescore, run_folder
+    from verl_rlar import replay
 
-    of_steps, place = parse_steps(steps), run_folder(folder)
+    of_steps, place = replay.parse_steps(steps), replay.run_folder(folder)
     library = library_of(place, config)
-    subject = find_tool(tool, library)
-    spec, total = subject.spec, Tally(examples)
+    subject = replay.find_tool(tool, library)
+    spec, total = subject.spec, replay.Tally(examples)
     complain(f"{spec.name} ({spec.digest}) scores now")
     table = Table("step", "responses", "re-scored", "missing", "failed", box=None, pad_edge=False)
     for name in ("reward", "changed", "groups re-ranked", "flipped", "|change| of advantage", "correlation"):
         table.add_column(name)
     with progress_bar() as on_progress:
-        replays: Any = rescore(
+        replays: Any = replay.rescore(
             place,
             subject,
             config,
@@ -136,15 +139,15 @@ async def _rescore(
             on_progress=on_progress,
         )
         async with aclosing(replays):
-            async for replay in replays:
-                of_step = Tally()
-                of_step.add(replay)
-                total.add(replay)
+            async for done in replays:
+                of_step = replay.Tally()
+                of_step.add(done)
+                total.add(done)
                 if as_json:
-                    for one in replay.responses:
+                    for one in done.responses:
                         print_json(_response(one))
-                    print_json({"type": "step", "step": replay.step, "attempt": replay.attempt, **of_step.figures()})
-                table.add_row(str(replay.step), *_cells(of_step.figures()))
+                    print_json({"type": "step", "step": done.step, "attempt": done.attempt, **of_step.figures()})
+                table.add_row(str(done.step), *_cells(of_step.figures()))
     figures = total.figures()
     if as_json:
         about = {
@@ -174,7 +177,7 @@ def number(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _response(one: Any) -> dict[str, Any]:
+def _response(one: Rescored) -> dict[str, Any]:
     stored = one.stored
     rewards, gains = one.rewards or (None, None), one.advantages or (None, None)
 
@@ -212,12 +215,12 @@ def _cells(figures: dict[str, Any]) -> Sequence[str]:
     )
 
 
-def _print(table: Table, total: Any, figures: dict[str, Any]) -> None:
+def _print(table: Table, total: Tally, figures: dict[str, Any]) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     console.print(table)
 
     def say(label: str, text: str) -> None:
-        console.print(Text.assemble((f"{label:<13}", "bold"), visible(text)), soft_wrap=True)
+        console.print(Text.assemble((f"{label:<15}", "bold"), visible(text)), soft_wrap=True)
 
     say("re-scored", f"{figures['in_place']} in place, {figures['alone']} instead of the route")
     for why, count in total.why.most_common():
@@ -235,9 +238,13 @@ def _print(table: Table, total: Any, figures: dict[str, Any]) -> None:
         say("changed", _example(one))
 
 
-def _example(one: Any) -> str:
-    stored, old, new = one.stored, one.stored.score, one.score
-    sample = stored.sample
-    texts = (f"prompt {sample.query.prompt[:300]!r}, response {sample.response[-300:]!r}" if sample else "no text",)
-    then, now = (f"{number(score.value, '.4g')} {score.outcome.value} ({score.reason[:200]})" for score in (old, new))
-    return f"step {stored.step}, {stored.uid}, {stored.session}: {then} -> {now}; {texts[0]}"
+def _example(one: Rescored) -> str:
+    stored = one.stored
+    then, now = (
+        f"{number(score.value, '.4g')} {score.outcome.value} ({score.reason[:200]})" if score else "-"
+        for score in (stored.score, one.score)
+    )
+    text = f"step {stored.step}, {stored.uid}, {stored.session}: {then} -> {now}"
+    if stored.sample:
+        text += f"; prompt {stored.sample.query.prompt[:300]!r}, response {stored.sample.response[-300:]!r}"
+    return text
