@@ -440,3 +440,8 @@ def test_an_exam_by_hand_leaves_its_record_in_the_library_and_puts_a_tool_that_p
     assert all((canary.value >= 0.5) is (canary.expect == "good") for canary in canaries if canary.value is not None)
     again = CliRunner().invoke(app, ["exam", "box_good", *base, "--then", "live"])
     assert json.loads(again.stdout.splitlines()[-1])["state"] == "live", again.output
+    (tmp_path / "answers.jsonl").write_text(json.dumps({"prompt": "6*7?", "reference": "42", "response": "42"}) + "\n")
+    scoring = ["score", str(tmp_path / "answers.jsonl"), "--in", str(tmp_path / "run"), "--json", *base[-2:]]
+    done = CliRunner().invoke(app, scoring)
+    row = json.loads(done.stdout)
+    assert (row["tool"], row["value"], row["outcome"]) == ("box_good", 1.0, "scored"), "no rule is live in this library"

@@ -18,12 +18,14 @@ from verl_rlar.cli.app import (
     OK,
     STYLES,
     BadLine,
+    In,
     Json,
     Set,
     app,
     complain,
     complain_of,
     configured,
+    open_library,
     print_json,
     run,
     visible,
@@ -34,12 +36,17 @@ from verl_rlar.errors import DataError
 from verl_rlar.row_files import read_rows
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order
-from verl_rlar.types import Outcome, Route, Sample, Score
+from verl_rlar.trusted import trusted_snapshot
+from verl_rlar.types import Outcome, Route, Sample, Score, Snapshot
 
 
 @app.command("score")
 def score_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines (also .gz) or parquet; - is standard input.")],
+    folder: In = None,
+    step: Annotated[
+        int | None, typer.Option(min=0, help="With --in: the tools that were live at that step. Default: after all.")
+    ] = None,
     as_json: Json = False,
     settings: Set = None,
 ) -> None:
@@ -52,15 +59,17 @@ def score_command(
     \b
     Prints for every line: number, value in [0, 1] (- if unscored), outcome, tool, milliseconds, reason.
     Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then.
+    With --in, the verifiers that are live in that library score, too, each in a box; rules run as they are installed.
 
     \b
     Examples:
       rlar score answers.jsonl
       rlar score answers.jsonl --json > scores.jsonl
       rlar score answers.jsonl --set scoring.timeout_s=3 --set rules.processes=8
+      rlar score answers.jsonl --in checkpoints/qwen3-8b/rlar --step 40
       zcat answers.jsonl.gz | rlar score - | sort -t$'\\t' -k2 -n | head
     """
-    run(lambda: _score(file, as_json, configured(settings)))
+    run(lambda: _score(file, folder, step, as_json, configured(settings)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +82,12 @@ class Scored:
     score: Score
 
 
-async def _score(file: str, as_json: bool, config: RlarConfig) -> int:
+async def _score(file: str, folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
     report = _JsonScores() if as_json else _TableScores()
     bad = 0
     tally: dict[str, Counter[str]] = {}
     values: list[float] = [0.0, 0.0]  # sum and count
-    async with Dispatcher(config) as dispatcher:
+    async with Dispatcher(config, *(_live(folder, step, config) if folder else ())) as dispatcher:
 
         async def score(item: tuple[int, Mapping[str, Any] | DataError]) -> Scored | BadLine:
             number, row = item
@@ -101,6 +110,19 @@ async def _score(file: str, as_json: bool, config: RlarConfig) -> int:
                 values[1] += 1
     _summarise(tally, bad, values[0] / values[1] if values[1] else None)
     return BAD if bad else OK
+
+
+def _live(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str]]:
+    """The tools that are live in a library, and the code of its verifiers by hash."""
+    library = open_library(folder)
+    live = library.latest() if step is None else library.snapshot(step)
+    today = {tool.name: tool for tool in trusted_snapshot(config).tools}
+    tools = [today.get(tool.name) if tool.kind == "rule" else tool for tool in live.tools]
+    code = {tool.source_sha256: library.source(tool.digest) for tool in live.tools if tool.kind == "verifier"}
+    return (
+        Snapshot(tools=tuple(tool for tool in tools if tool is not None)),
+        {sha: source for sha, source in code.items() if source is not None},
+    )
 
 
 def _sample(row: Mapping[str, Any] | DataError) -> Sample:
