@@ -29,7 +29,7 @@ class Gated:
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
-        self.at_once = self.most_at_once = 0
+        self.at_once = self.most_at_once = self.wrong = 0
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         self.at_once += 1
@@ -81,6 +81,21 @@ async def test_responses_and_canaries_are_scored_one_at_a_time_and_kept_with_the
     ]
     assert [(row.canary, row.step, row.score.value) for row in kept.canary_rows] == [("c", 3, 0.0)]
     assert kept.asked == [3] and runner.most_at_once == 1
+
+
+async def test_a_canary_that_flips_is_asked_once_more() -> None:
+    class Unsteady(Gated):
+        async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+            self.most_at_once += 1
+            return Verdict(value=float(self.most_at_once < self.wrong))
+
+    for wrong, values in ((2, [0.0]), (9, [1.0])):
+        runner, kept = Unsteady(), Kept()
+        runner.wrong = wrong
+        shadow = make(runner, kept)
+        shadow.scored(make_sample(query=make_query(reference=None), step=1), Kind.OPEN, SNAPSHOT)
+        await shadow.flush()
+        assert [row.score.value for row in kept.canary_rows] == values and runner.most_at_once == 2
 
 
 async def test_what_a_tool_in_the_shadow_is_not_for_it_does_not_score() -> None:

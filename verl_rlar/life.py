@@ -146,6 +146,10 @@ class Life:
         """Says what a canary must get."""
         self._wanted[digest, canary] = value
 
+    def wanted(self, digest: str, canary: str) -> float | None:
+        """What a canary must get; None if that is not known yet."""
+        return self._wanted.get((digest, canary))
+
     def saw_canary(self, *, step: int, digest: str, canary: str, outcome: str, value: float | None) -> None:
         """A canary was scored. What one gets at first is what it must get from then on, unless `expect` has said so.
 

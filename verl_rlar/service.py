@@ -27,6 +27,7 @@ import os
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -288,7 +289,8 @@ class Service:
         for canary in kept:
             if canary.value is not None:
                 self._life.expect(tool.digest, canary.id, canary.value)
-        return kept[:count] or public(tool, count)
+        chosen = kept[:count] or public(tool, count)
+        return tuple(replace(canary, value=self._life.wanted(tool.digest, canary.id)) for canary in chosen)
 
     def _group(self, uid: str) -> Group:
         group = self._groups.get(uid)

@@ -3,7 +3,7 @@
 
 Guarantees: nothing here can hold up, change or fail a response's score: it is done after the score went out, one call
 at a time, by the same `Scorer` with the same deadlines; what does not fit into the queue is left out and counted.
-Groups are taken whole or not at all, by their ids.
+Groups are taken whole or not at all, by their ids. A canary that flips is asked once more.
 
 Not covered: a shadow's calls share the node's boxes and servers with live ones.
 """
@@ -51,8 +51,7 @@ class Shadow:
         self._config = config
         self._scorer = scorer
         self._watcher = watcher
-        self._calls: deque[tuple[ToolSpec, Sample, str]] = deque()
-        """Tool, sample, and the id of a canary or nothing."""
+        self._calls: deque[tuple[ToolSpec, Sample, Canary | None]] = deque()
         self._working: asyncio.Task[None] | None = None
         self._asked: set[int] = set()
         self.left_out = 0
@@ -66,14 +65,14 @@ class Shadow:
         drawn = int(content_hash(sample.uid)[:8], 16) < self._config.shadow_share * 2**32
         for spec in snapshot.shadows if drawn else ():
             if kind in spec.scope.kinds and spec.fits(sample.query):
-                self._put(spec, sample, "")
+                self._put(spec, sample, None)
 
     async def flush(self) -> None:
         """Returns when nothing waits any more."""
         while self._working is not None and not self._working.done():
             await asyncio.shield(self._working)
 
-    def _put(self, spec: ToolSpec, sample: Sample, canary: str) -> None:
+    def _put(self, spec: ToolSpec, sample: Sample, canary: Canary | None) -> None:
         if len(self._calls) >= WAITING:
             if not self.left_out:
                 logger.warning("%s does not keep up in the shadow: some responses are left out", spec.name)
@@ -95,7 +94,7 @@ class Shadow:
         try:
             for spec, canaries in await self._watcher.canaries(step) if step is not None else ():
                 for canary in canaries:
-                    self._put(spec, canary.sample(step or 0), canary.id)
+                    self._put(spec, canary.sample(step or 0), canary)
             while self._calls:
                 await self._some()
         except (ServiceUnreachable, LedgerError) as error:
@@ -107,8 +106,10 @@ class Shadow:
         while self._calls and len(shadows) + len(canaries) < SENT_TOGETHER:
             spec, sample, canary = self._calls.popleft()
             score = await self._scorer.call(spec, sample)
-            if canary:
-                canaries.append(CanaryRow(canary=canary, step=sample.step, score=score))
+            if canary is not None:
+                if canary.flips(score.value, self._config.tolerance):
+                    score = await self._scorer.call(spec, sample)  # what a moment's overload did is no flip
+                canaries.append(CanaryRow(canary=canary.id, step=sample.step, score=score))
             else:
                 shadows.append(ShadowRow(uid=sample.uid, session=sample.session, step=sample.step, score=score))
         await self._watcher.saw(tuple(shadows), tuple(canaries))

@@ -39,6 +39,10 @@ class Canary:
     value: float | None = None
     """What the tool gave in the exam, in [0, 1]; None: what it gives at first."""
 
+    def flips(self, value: float | None, tolerance: float) -> bool:
+        """Whether a value (None: the tool abstains, or failed) is another one than it must be."""
+        return self.value is not None and (value is None or abs(value - self.value) > tolerance)
+
     def sample(self, step: int) -> Sample:
         """The canary as a response of a training step."""
         number = int(content_hash([self.id, step])[:12], 16)
