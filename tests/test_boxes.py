@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -20,8 +21,18 @@ from docker.errors import APIError
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.sandbox import BoxLost, End, Job
-from verl_rlar.sandbox.docker import HOST_LABEL, LABEL, OWNER_LABEL, DockerSandbox, _host, _owner, sweep
-from verl_rlar.sandbox.hardening import container_options
+from verl_rlar.sandbox.docker import (
+    HOST_LABEL,
+    LABEL,
+    OWNER_LABEL,
+    DockerSandbox,
+    _Connection,
+    _host,
+    _owner,
+    box_counts,
+    sweep,
+)
+from verl_rlar.sandbox.hardening import OOM_SCORE_ADJ, container_options
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.types import Kind, Scope, ToolSpec
 
@@ -73,6 +84,26 @@ async def at_work(engine: Any) -> None:
             if any("R" in state and "s" not in state for _, state in processes):  # s: the first process of the box
                 return
         await asyncio.sleep(0.05)
+
+
+def passed_on(stream: int, data: bytes) -> bytes:
+    """What an engine sends for what a container wrote."""
+    return struct.pack(">BxxxI", stream, len(data)) + data
+
+
+@pytest.mark.parametrize("size", [1, 3, 10, 1000])
+async def test_messages_are_whole_however_they_come(size: int) -> None:
+    written = b"".join(struct.pack(">I", len(message)) + message for message in (b"first", b"", b"third"))
+    data = passed_on(1, written[:7]) + passed_on(2, b"Traceback\nMemoryError\n") + passed_on(1, written[7:])
+    connection = _Connection()
+    for start in range(0, len(data), size):
+        connection.data_received(data[start : start + size])
+    assert [await connection.message() for _ in range(3)] == [b"first", b"", b"third"]
+    waits = asyncio.ensure_future(connection.message())
+    await asyncio.sleep(0)
+    connection.eof_received()
+    with pytest.raises(BoxLost, match="a box is gone: MemoryError"):
+        await waits
 
 
 async def hello(sandbox: DockerSandbox) -> str:
@@ -142,6 +173,13 @@ async def test_a_box_that_died_while_idle_is_never_noticed_by_a_job(engine: Any,
     assert await hello(sandbox) == "hello\n"
 
 
+async def test_where_memory_ends_a_job_goes_before_the_first_process_of_its_box(sandbox: DockerSandbox) -> None:
+    source = "for who in ('self', 1): print(open(f'/proc/{who}/oom_score_adj').read().strip())"
+    for _ in range(2):
+        ran = await sandbox.run(Job(mode="program", source=source, seconds=10.0))
+        assert ran.stdout.split() == ["1000", str(OOM_SCORE_ADJ)]
+
+
 async def test_the_box_of_an_abandoned_job_is_destroyed(engine: Any, sandbox: DockerSandbox) -> None:
     names = {box.name for box in boxes_of(engine, os.getpid())}
     job = asyncio.ensure_future(sandbox.run(Job(mode="program", source="while True: pass", seconds=60.0)))
@@ -152,6 +190,12 @@ async def test_the_box_of_an_abandoned_job_is_destroyed(engine: Any, sandbox: Do
     assert await hello(sandbox) == "hello\n"
     while names <= {box.name for box in boxes_of(engine, os.getpid())}:
         await asyncio.sleep(0.05)
+
+
+def test_by_default_programs_have_one_box_more_than_there_are_processors() -> None:
+    programs, verifiers = box_counts(SandboxConfig())
+    assert programs == verifiers + 1 and verifiers == min(os.cpu_count() or 1, 16)
+    assert box_counts(SandboxConfig(program_boxes=5, verifier_boxes=7)) == (5, 7)
 
 
 async def test_verifiers_never_share_a_box_with_each_other_or_with_a_program(sandbox: DockerSandbox) -> None:

@@ -200,6 +200,16 @@ async def test_a_caller_that_leaves_the_line_takes_no_box_along(engine: Engine) 
             assert boxes.alive == 1
 
 
+async def test_a_caller_that_has_left_the_line_is_passed_over(engine: Engine) -> None:
+    async with pool(engine, size=1, spares=0) as boxes:
+        async with lease(boxes, "a"):
+            left, stays = (asyncio.ensure_future(lease(boxes, "a").__aenter__()) for _ in range(2))
+            await settle()
+            left.cancel()  # and its turn comes before it is told
+        await asyncio.wait_for(stays, 1)
+        assert left.cancelled()
+
+
 async def test_an_engine_that_fails_is_the_error_of_those_who_wait_and_no_endless_loop(engine: Engine) -> None:
     engine.fails = 3
     async with pool(engine, size=2, spares=1) as boxes:

@@ -29,6 +29,7 @@ from verl_rlar.tools.rules.code_tests import (
     Program,
     PromptCode,
     Streams,
+    is_short,
     plan_of,
     prompt_code,
 )
@@ -106,6 +107,13 @@ NO_PROMPT = PromptCode(text="", preamble="", helpers=())
 )
 def test_program_is_the_last_block_that_defines_what_is_asked_for(response: str, program: str) -> None:
     assert program_of(response, NO_PROMPT, ("add",)) == program
+
+
+def test_only_a_row_that_is_read_at_once_is_short() -> None:
+    assert is_short(make_query("add", None, test_list=["assert add(1, 2) == 3", "assert add(1, 1) == 2"]))
+    assert not is_short(make_query("add", None, test="assert add(1, 2) == 3\n" * 1000))
+    assert not is_short(make_query("add " * 2000, None, test="assert add(1, 2) == 3"))
+    assert not is_short(make_query("add", None, tests={"inputs": ["1"], "outputs": ["1"]}))
 
 
 def test_program_of_a_completion_continues_the_prompt() -> None:

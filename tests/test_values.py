@@ -170,6 +170,9 @@ def test_expressions_are_evaluated_in_their_namespace() -> None:
     call = {"call": [{"name": "f"}, [{"int": "0x5"}], {"b": {"call": [{"name": "len"}, [{"tuple": [1, 2]}], {}]}}]}
     assert evaluate(call, namespace) == 3
     assert evaluate([call, {"attr": ["x", "upper"]}], namespace)[0] == 3
+    assert evaluate({"call": [{"name": "f"}, [{"name": "#0"}], {}]}, namespace, {"#0": 7}) == 7
+    with pytest.raises(NameError, match="'#1'"):
+        evaluate({"name": "#1"}, namespace, {"#0": 7})
     with pytest.raises(NameError, match="'g'"):
         evaluate({"name": "g"}, namespace)
     with pytest.raises(NotData):

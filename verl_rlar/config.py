@@ -113,7 +113,7 @@ class SandboxConfig(Section):
     runtime: str | None = None
     """Container runtime, e.g. ``runsc`` or ``kata``. None: the engine's default."""
     program_boxes: int | None = Field(default=None, ge=1, le=512)
-    """Boxes per node for programs that a policy wrote. None: one per CPU."""
+    """Boxes per node for programs that a policy wrote. None: one per CPU, and one more."""
     verifier_boxes: int | None = Field(default=None, ge=1, le=512)
     """Boxes per node for verifiers, which may wait for a program. None: one per CPU."""
     spare_boxes: int = Field(default=1, ge=0, le=64)

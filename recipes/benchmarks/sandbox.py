@@ -9,14 +9,19 @@
 HumanEval and MBPP with all of their tests; the responses are the reference solutions. The contenders take turns with
 the same parts of the same list:
 
-- *boxes*: the rule `unit_tests` through `BoxRunner` and `DockerSandbox`, as in training, a whole part at once;
+- *boxes*: the rule `unit_tests` through `BoxRunner` and `DockerSandbox`, as in training (one box per core and one more,
+  so that none idles between two jobs), a whole part at once;
 - *fork server*: the limit. One warm interpreter per core forks for each response and executes program and tests in
-  the child, as one text. No isolation at all, so trusted programs only;
+  the child, as one text; the next one is always sent ahead. No isolation at all, so trusted programs only;
 - *fresh interpreter*: ``python -I`` for each response, one per core at a time;
 - *verl*: `verl.utils.reward_score.prime_code`, one per core at a time, each response with its tests as one program that
   has to print a word at its end.
 
-Latencies are of one call at a time, boxes and fork server in turn, and of as many calls at a time as there are boxes.
+Latencies are of one call at a time, boxes and fork server in turn, and of as many calls at a time as there are cores.
+Beside the rates stands the processor time per response, of which other work on the machine takes nothing away: in our
+process, in the engine, in the boxes; and in the fork server. ``boxes_throttled`` counts how often a box had used up its
+share of a core (``rlar.sandbox.cpus``), which a fork server does not have.
+
 A problem is left out if its reference fails its own tests in the fork server. The exit code is 0 only if every goal is
 reached. `DOCKER_HOST` and, as base image of the boxes, `RLAR_TEST_BASE` are looked at.
 """
@@ -47,7 +52,7 @@ from rich.table import Table
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.rows import query_of
-from verl_rlar.sandbox.docker import Box, DockerSandbox
+from verl_rlar.sandbox.docker import OWNER_LABEL, Box, DockerSandbox, _owner, box_counts
 from verl_rlar.sandbox.engine import connect
 from verl_rlar.sandbox.image import ensure_image
 from verl_rlar.tools.boxed import BoxRunner
@@ -154,6 +159,11 @@ class ForkServer:
             server.communicate()
         self._threads.shutdown()
 
+    def seconds(self) -> float:
+        """Processor time so far of the interpreters and of what they have forked, in seconds."""
+        stats = [Path(f"/proc/{server.pid}/stat").read_text().rpartition(")")[2] for server in self._servers]
+        return sum(int(ticks) for stat in stats for ticks in stat.split()[11:15]) / os.sysconf("SC_CLK_TCK")
+
     def one(self, problem: Problem) -> bool:
         return self._share(self._servers[0], [problem])[0]
 
@@ -257,6 +267,18 @@ async def cold_starts(config: SandboxConfig, count: int) -> list[float]:
     return times
 
 
+def box_seconds(sandbox: DockerSandbox) -> dict[str, float]:
+    """Processor time so far of all boxes, in seconds; and how often one was held back because it had used up its share
+    of a core."""
+    used = {"boxes": 0.0, "throttled": 0.0}
+    client = sandbox._client
+    for box in client.containers.list(filters={"label": f"{OWNER_LABEL}={_owner(os.getpid())}"}):
+        stats = client.api.stats(box.id, stream=False, one_shot=True)["cpu_stats"]
+        used["boxes"] += stats["cpu_usage"]["total_usage"] / 1e9
+        used["throttled"] += stats["throttling_data"]["throttled_periods"]
+    return used
+
+
 def processor_seconds() -> dict[str, float]:
     """Processor time so far of this process, and of the engine's processes on this machine, in seconds."""
     used = {"host": time.process_time(), "engine": 0.0}
@@ -271,22 +293,15 @@ def processor_seconds() -> dict[str, float]:
 
 async def measure(problems: list[Problem], responses: int, size: int, config: SandboxConfig) -> dict[str, float]:
     """Every figure."""
-    figures: dict[str, float] = {"problems": len(problems), "responses": responses, "boxes": size}
+    figures: dict[str, float] = {"problems": len(problems), "responses": responses, "boxes": box_counts(config)[0]}
     loop = asyncio.get_running_loop()
     seconds: dict[str, float] = {}
     failed: dict[str, set[str]] = {}
-    spent = {"host": 0.0, "engine": 0.0}
+    spent: dict[str, float] = {}
     async with BoxRunner(config) as runner:
         boxes = Boxes(runner)
         server, threads = ForkServer(size), ThreadPoolExecutor(size)
         graders = ProcessPoolExecutor(size, mp_context=multiprocessing.get_context("spawn"), initializer=load_verl)
-
-        async def in_boxes(batch: list[Problem]) -> list[bool]:
-            before = processor_seconds()
-            passed = await boxes.all(batch)
-            for name, value in processor_seconds().items():
-                spent[name] += value - before[name]
-            return passed
 
         async def in_threads(function: Callable[[Problem], bool], batch: list[Problem]) -> list[bool]:
             return await asyncio.gather(*(loop.run_in_executor(threads, function, problem) for problem in batch))
@@ -295,7 +310,7 @@ async def measure(problems: list[Problem], responses: int, size: int, config: Sa
             return await asyncio.gather(*(loop.run_in_executor(graders, by_verl, problem.script) for problem in batch))
 
         contenders: dict[str, Callable[[list[Problem]], Coroutine[Any, Any, list[bool]]]] = {
-            "boxes": in_boxes,
+            "boxes": boxes.all,
             "fork_server": lambda batch: asyncio.to_thread(server.all, batch),
             "fresh_interpreter": lambda batch: in_threads(fresh, batch),
             "verl": in_graders,
@@ -306,14 +321,19 @@ async def measure(problems: list[Problem], responses: int, size: int, config: Sa
             sandbox = await runner._sandbox()
             assert isinstance(sandbox, DockerSandbox)
             await all_started(sandbox)
-            spent = dict.fromkeys(spent, 0.0)
             parts = [problems[number : number + PART] for number in range(0, len(problems), PART)]
             for part in progress(parts, "throughput"):
                 batch = [problem for problem in part for _ in range(responses)]
                 for name, run in contenders.items():
+                    before = await asyncio.to_thread(box_seconds, sandbox) if name == "boxes" else {}
+                    before |= processor_seconds() | {"fork_server": server.seconds()}
                     start = time.perf_counter()
                     passed = await run(batch)
                     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
+                    after = processor_seconds() | {"fork_server": server.seconds()}
+                    after |= await asyncio.to_thread(box_seconds, sandbox) if name == "boxes" else {}
+                    for what in ("host", "engine", "boxes", "throttled") if name == "boxes" else ("fork_server",):
+                        spent[what] = spent.get(what, 0.0) + after[what] - before[what]
                     failed.setdefault(name, set()).update(
                         problem.name for problem, good in zip(batch, passed, strict=True) if not good
                     )
@@ -323,8 +343,11 @@ async def measure(problems: list[Problem], responses: int, size: int, config: Sa
                 figures[f"{name}_failed"] = len(failed[name])
                 if name != "boxes":
                     figures[f"boxes_to_{name}"] = seconds[name] / seconds["boxes"]
-            for name, value in spent.items():
-                figures[f"{name}_cpu_ms_a_call"] = 1000 * value / calls
+            figures["boxes_throttled"] = spent.pop("throttled")
+            for name in ("host", "engine", "boxes", "fork_server"):
+                figures[f"{name}_cpu_ms_a_call"] = 1000 * spent[name] / calls
+            all_told = spent["host"] + spent["engine"] + spent["boxes"]
+            figures["boxes_to_fork_server_by_cpu"] = spent["fork_server"] / all_told
             one, bare = [], []
             for problem in progress(problems[:: max(1, len(problems) // 300)], "one at a time"):
                 for _ in range(2):  # the second time, its tests have been read before
@@ -399,16 +422,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=0, help="number of problems (default: all)")
     parser.add_argument("--responses", type=int, default=4, help="responses to each problem (default 4)")
-    parser.add_argument("--boxes", type=int, default=os.cpu_count() or 1, help="boxes and workers (default: cores)")
+    parser.add_argument("--boxes", type=int, help="boxes for programs (default: as in training)")
     parser.add_argument("--quick", action="store_true", help="24 problems, 2 responses")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.problems, arguments.responses = 24, 2
     logging.getLogger("verl_rlar").addHandler(logging.StreamHandler())
-    size = arguments.boxes
+    size = os.cpu_count() or 1
     base: dict[str, Any] = {"base": os.environ["RLAR_TEST_BASE"]} if os.environ.get("RLAR_TEST_BASE") else {}
-    config = SandboxConfig(program_boxes=size, verifier_boxes=size, program_timeout_s=SECONDS, **base)
+    config = SandboxConfig(program_boxes=arguments.boxes, program_timeout_s=SECONDS, **base)
     problems = good_problems(arguments.problems, size)
     figures = asyncio.run(measure(problems, arguments.responses, size, config))
     met = reached(figures)

@@ -56,26 +56,109 @@ EVENT_S = 0.5
 """How long the engine may take to say that a box had no memory left, in seconds."""
 FRAME_BYTES = 64 << 20
 """Most that one message of a box may have."""
+MAX_OUTPUT = 1 << 30
+"""A job may never write more, in bytes."""
 ERRORS_BYTES = 4096
 MAX_DEFAULT_BOXES = 16
 LIBRARIES = ("numpy", "sympy", "regex", "sortedcontainers")
 """What the image has beside Python. A box loads those that its code names before its first job."""
 
-_FRAME = struct.Struct(">I")
+_FRAME, _JOB, _END = struct.Struct(">I"), struct.Struct(">cdII"), struct.Struct(">cc?idI")
+"""See ``inside/worker.py``."""
+_NO_CODE = -1000
+_ENDS = {end.value[:1].encode(): end for end in End}
 _STREAM = struct.Struct(">BxxxI")
 _IMPORT = re.compile(rf"^[ \t]*(?:import|from)[ \t]+({'|'.join(LIBRARIES)})\b", re.MULTILINE)
 _uids = itertools.count(os.getpid() * 97)
 
 
+class _Connection(asyncio.Protocol):
+    """The messages of a box's first process, out of what the engine passes on of its output."""
+
+    def __init__(self) -> None:
+        self.lost = False
+        self._transport: Any = None
+        self._passed_on = bytearray()
+        self._received = bytearray()
+        self._errors = b""
+        self._waiter: asyncio.Future[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def eof_received(self) -> None:
+        self.lost = True
+        self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        self._wake()
+
+    def data_received(self, data: bytes) -> None:
+        passed_on = self._passed_on
+        passed_on += data
+        start = 0
+        while len(passed_on) - start >= _STREAM.size:
+            stream, size = _STREAM.unpack_from(passed_on, start)
+            end = start + _STREAM.size + size
+            if len(passed_on) < end:
+                break
+            part = passed_on[start + _STREAM.size : end]
+            if stream == 2:
+                self._errors = (self._errors + part)[-ERRORS_BYTES:]
+            else:
+                self._received += part
+            start = end
+        del passed_on[:start]
+        if len(passed_on) + len(self._received) > FRAME_BYTES:
+            self.abort()
+        elif self._end():
+            self._wake()
+
+    def send(self, message: bytes) -> None:
+        self._transport.write(_FRAME.pack(len(message)) + message)
+
+    async def message(self) -> bytes:
+        """The next message; from one task at a time.
+
+        Raises:
+            BoxLost: There is none, and will be none.
+        """
+        while not (end := self._end()):
+            if self.lost:
+                said = self._errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
+                raise BoxLost(f"a box is gone{': ' + said if said else ''}")
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        message = bytes(self._received[_FRAME.size : end])
+        del self._received[:end]
+        return message
+
+    def abort(self) -> None:
+        """Cuts the connection, which ends whoever waits for a message."""
+        self.lost = True
+        self._transport.abort()
+        self._wake()
+
+    def _end(self) -> int:
+        """Where the first message ends, if it is there whole; else 0."""
+        received = self._received
+        if len(received) < _FRAME.size:
+            return 0
+        end = _FRAME.size + int(_FRAME.unpack_from(received)[0])
+        return end if len(received) >= end else 0
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
 class Box:
     """One container, and the connection to its first process. Made by `Box.start`."""
 
-    def __init__(self, container: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, container: Any, connection: _Connection) -> None:
         self._container = container
-        self._reader = reader
-        self._writer = writer
-        self._received = bytearray()
-        self._errors = bytearray()
+        self._connection = connection
         self._broken = False
         self._expired = False
 
@@ -95,12 +178,12 @@ class Box:
             raise
         except (APIError, OSError) as error:
             raise BoxLost(f"the Docker engine did not start a box: {str(error)[:300]}") from error
-        reader, writer = await asyncio.open_connection(sock=_plain(raw), limit=1 << 22)
-        return cls(container, reader, writer)
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, sock=_plain(raw))
+        return cls(container, connection)
 
     @property
     def usable(self) -> bool:
-        return not (self._broken or self._reader.at_eof() or self._writer.is_closing())
+        return not (self._broken or self._connection.lost)
 
     async def prepare(self, modules: tuple[str, ...]) -> None:
         """Tells a blank box what to load; returns when it is ready for jobs.
@@ -109,8 +192,8 @@ class Box:
             BoxLost: It does not answer.
         """
         with self._alarm(START_TIMEOUT_S):
-            self._send({"imports": modules})
-            await self._message()
+            self._connection.send(" ".join(modules).encode())
+            await self._connection.message()
 
     async def run(self, job: Job, answer: Answerer | None) -> Ran:
         """Runs one job; see `Sandbox.run`. Unless it returns in order, the box is broken."""
@@ -120,29 +203,32 @@ class Box:
         broken, self._broken = self._broken, True
         try:
             with self._alarm(job.seconds + GRACE_S):
-                self._send(_payload(job))
-                while "asks" in (message := await self._message()):
-                    self._send(await reply_to(message["asks"], answer, end - loop.time()))
+                self._connection.send(_payload(job))
+                while (message := await self._connection.message())[:1] == b"a":
+                    asked = message[1:].decode("utf-8", "replace")
+                    reply = await reply_to(asked, answer, end - loop.time())
+                    self._connection.send(json.dumps(reply).encode())
         except BoxLost:
             if self._expired:
                 return Ran(end=End.TIMEOUT, seconds=job.seconds + GRACE_S)
             if await self._out_of_memory(since):  # memory of nobody's own, so that the worker had to go: its doing
                 return Ran(end=End.KILLED, seconds=min(loop.time() - begun, job.seconds))
             raise
-        self._broken = broken or not message["clean"]
+        _, how, clean, code, seconds, size = _END.unpack_from(message)
+        self._broken = broken or not clean
         return ended(
             job,
-            End(message["end"]),
-            exit_code=message["exit_code"],
-            output=message["output"],
-            errors=message["errors"],
-            seconds=message["seconds"],
+            _ENDS[how],
+            exit_code=None if code == _NO_CODE else code,
+            output=message[_END.size : _END.size + size].decode("utf-8", "replace"),
+            errors=message[_END.size + size :].decode("utf-8", "replace"),
+            seconds=seconds,
         )
 
     async def destroy(self) -> None:
         """Removes the container; never raises."""
         self._broken = True
-        self._writer.transport.abort()
+        self._connection.abort()
         await asyncio.to_thread(_remove, self._container)
 
     async def _out_of_memory(self, since: float) -> bool:
@@ -174,33 +260,17 @@ class Box:
 
     def _expire(self) -> None:
         self._expired = self._broken = True
-        self._writer.transport.abort()
+        self._connection.abort()
 
-    def _send(self, message: Any) -> None:
-        data = json.dumps(message).encode()
-        self._writer.write(_FRAME.pack(len(data)) + data)
 
-    async def _message(self) -> Any:
-        """The next message of the box's first process."""
-        received = self._received
-        try:
-            while len(received) < _FRAME.size or len(received) < _FRAME.size + _FRAME.unpack_from(received)[0]:
-                stream, size = _STREAM.unpack(await self._reader.readexactly(_STREAM.size))
-                data = await self._reader.readexactly(size)
-                if stream == 2:
-                    self._errors = (self._errors + data)[-ERRORS_BYTES:]
-                else:
-                    received += data
-                if len(received) > FRAME_BYTES:
-                    raise ConnectionError("too long a message")
-            size = _FRAME.size + _FRAME.unpack_from(received)[0]
-            message = json.loads(received[_FRAME.size : size])
-            del received[:size]
-            return message
-        except (OSError, EOFError, ValueError) as error:
-            self._broken = True
-            said = self._errors.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            raise BoxLost(f"a box is gone ({type(error).__name__}){': ' + said if said else ''}") from None
+def box_counts(config: SandboxConfig) -> tuple[int, int]:
+    """Most boxes that are at work at a time: for programs, and for verifiers.
+
+    By default one per processor; of programs one more, so that none idles while an answer and the next job are under
+    way.
+    """
+    processors = min(os.cpu_count() or 1, MAX_DEFAULT_BOXES)
+    return config.program_boxes or processors + 1, config.verifier_boxes or processors
 
 
 class DockerSandbox:
@@ -216,8 +286,7 @@ class DockerSandbox:
         self._progress = progress
         self._client: Any = None
         self._image = ""
-        boxes = min(os.cpu_count() or 1, MAX_DEFAULT_BOXES)
-        self._sizes = config.program_boxes or boxes, config.verifier_boxes or boxes
+        self._sizes = box_counts(config)
         self._programs, self._verifiers = (
             Pool[Box](self._start_box, size=size, spares=config.spare_boxes, queue_timeout_s=config.queue_timeout_s)
             for size in self._sizes
@@ -277,20 +346,15 @@ class DockerSandbox:
         return await Box.start(self._client, self._config, self._image)
 
 
-def _payload(job: Job) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "mode": job.mode,
-        "source": job.source,
-        "seconds": job.seconds,
-        "output_bytes": job.output_bytes,
-    }
-    if job.mode == "program":
-        message["stdin"] = job.stdin
-    elif job.mode == "calls":
+def _payload(job: Job) -> bytes:
+    stdin = job.stdin.encode("utf-8", "surrogatepass") if job.mode == "program" else b""
+    message: dict[str, Any] = {"mode": job.mode, "source": job.source, "seconds": job.seconds}
+    if job.mode == "calls":
         message["calls"] = job.calls
-    else:
+    elif job.mode == "verifier":
         message["inputs"] = job.inputs
-    return message
+    head = _JOB.pack(job.mode[:1].encode(), job.seconds, min(job.output_bytes, MAX_OUTPUT), len(stdin))
+    return head + stdin + json.dumps(message).encode()
 
 
 def _create(client: Any, config: SandboxConfig, image: str) -> tuple[Any, Any]:

@@ -29,7 +29,7 @@ from docker.errors import APIError, DockerException
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ConfigError, RlarError, ToolUnavailable
 from verl_rlar.sandbox import Job, open_sandbox
-from verl_rlar.sandbox.docker import MAX_DEFAULT_BOXES
+from verl_rlar.sandbox.docker import MAX_DEFAULT_BOXES, box_counts
 from verl_rlar.sandbox.engine import connect
 from verl_rlar.sandbox.hardening import MIB, container_options, verify_options
 from verl_rlar.sandbox.image import ensure_image
@@ -185,8 +185,7 @@ def engine_checks(info: Mapping[str, Any], config: SandboxConfig) -> Iterator[Ch
         detail=f"{wanted or info.get('DefaultRuntime', '?')} (the engine has: {', '.join(runtimes)})",
         advice="" if there else "install it, name it in the engine's daemon.json, or unset rlar.sandbox.runtime",
     )
-    boxes = min(os.cpu_count() or 1, MAX_DEFAULT_BOXES)
-    count = (config.program_boxes or boxes) + (config.verifier_boxes or boxes) + config.spare_boxes
+    count = sum(box_counts(config)) + config.spare_boxes
     needed, total = count * config.memory_mb * MIB, info.get("MemTotal") or 0
     yield Check(
         name="memory",
@@ -216,9 +215,8 @@ def _disk(info: Mapping[str, Any]) -> Check:
 
 def _open_files(config: SandboxConfig) -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = 256 + 4 * (
-        (config.program_boxes or MAX_DEFAULT_BOXES) + (config.verifier_boxes or MAX_DEFAULT_BOXES) + config.spare_boxes
-    )
+    programs, verifiers = config.program_boxes or MAX_DEFAULT_BOXES + 1, config.verifier_boxes or MAX_DEFAULT_BOXES
+    needed = 256 + 4 * (programs + verifiers + config.spare_boxes)
     enough = soft == resource.RLIM_INFINITY or soft >= needed
     return Check(
         name="open files",

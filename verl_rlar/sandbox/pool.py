@@ -118,10 +118,10 @@ class Pool(Generic[B]):
             BoxLost, ToolUnavailable: None can be started.
         """
         slot = self._take(key) or await self._wait(key)
-        self._tend()
         try:
             if slot.key is None:
                 slot.key = key
+                self._tend()  # one spare fewer
                 await assign(slot.box)
             yield slot.box
         finally:
@@ -160,29 +160,40 @@ class Pool(Generic[B]):
         self.waited += 1
         loop = asyncio.get_running_loop()
         waiter = _Waiter[B](key, loop.time(), loop.create_future())
+        alarm = loop.call_later(self._queue_timeout_s, self._late, waiter)
         self._waiting.append(waiter)
         self._tend()
         try:
-            await asyncio.wait([waiter.slot], timeout=self._queue_timeout_s)  # wait_for may swallow a cancellation
-            if waiter.slot.done():
-                return waiter.slot.result()
-            raise ToolTimeout(
-                f"no box became free within rlar.sandbox.queue_timeout_s={self._queue_timeout_s:g} s: all "
-                f"{self._size} are at work; more of them: rlar.sandbox.program_boxes, rlar.sandbox.verifier_boxes"
-            )
+            return await waiter.slot
         except asyncio.CancelledError:
-            if waiter.slot.done() and not waiter.slot.exception():
+            if waiter in self._waiting:
+                self._waiting.remove(waiter)
+            elif not waiter.slot.cancelled() and not waiter.slot.exception():
                 slot = waiter.slot.result()  # it came too late
                 self._used.discard(slot)
                 self._give(slot)
             raise
         finally:
-            if waiter in self._waiting:
-                self._waiting.remove(waiter)
+            alarm.cancel()
+
+    def _late(self, waiter: _Waiter[B]) -> None:
+        if not waiter.slot.done():
+            self._waiting.remove(waiter)
+            error = ToolTimeout(
+                f"no box became free within rlar.sandbox.queue_timeout_s={self._queue_timeout_s:g} s: all "
+                f"{self._size} are at work; more of them: rlar.sandbox.program_boxes, rlar.sandbox.verifier_boxes"
+            )
+            waiter.slot.set_exception(error)
 
     def _give(self, slot: _Slot[B]) -> None:
         """Takes a box back, or a new one in, and hands it on."""
         first = self._waiting[0] if self._waiting else None
+        last = len(self._used) + 1 == self._size
+        if first and slot.key == first.key and last and not first.slot.done() and slot.box.usable and not self._closed:
+            self._waiting.popleft()  # the usual case, and nothing else has changed
+            self._used.add(slot)
+            first.slot.set_result(slot)
+            return
         passed_over = first is not None and slot.key not in (None, first.key) and self._age(first) > RECYCLE_S
         if self._closed or passed_over or not slot.box.usable:
             self._end(slot)
@@ -194,9 +205,7 @@ class Pool(Generic[B]):
         """Serves who waits, starts what is missing, and destroys an idle box where no other has room."""
         if self._closed:
             return
-        for waiter in list(self._waiting):
-            if len(self._used) >= self._size:
-                break
+        for waiter in list(self._waiting) if len(self._used) < self._size else ():
             if not waiter.slot.done() and (slot := self._take(waiter.key)):
                 self._waiting.remove(waiter)
                 waiter.slot.set_result(slot)

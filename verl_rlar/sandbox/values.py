@@ -237,8 +237,13 @@ _DECODERS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
-def evaluate(expression: Any, namespace: Mapping[str, Any]) -> Any:
+def evaluate(expression: Any, namespace: Mapping[str, Any], earlier: Mapping[str, Any] | None = None) -> Any:
     """Evaluates an expression in a module's namespace. Inside a box only: it runs the module's code.
+
+    Args:
+        expression: JSON-like, in the notation above.
+        namespace: The module's names.
+        earlier: What earlier expressions gave, by names such as ``#2``.
 
     Raises:
         NameError: The module has no such name.
@@ -247,19 +252,20 @@ def evaluate(expression: Any, namespace: Mapping[str, Any]) -> Any:
 
     def special(tag: str, content: Any) -> Any:
         if tag == "name":
-            if content in namespace:
-                return namespace[content]
+            for names in (earlier or {}, namespace):
+                if content in names:
+                    return names[content]
             if hasattr(builtins, content):
                 return getattr(builtins, content)
             raise NameError(f"name {content!r} is not defined")
         if tag == "attr":
             owner, name = content
-            return getattr(evaluate(owner, namespace), name)
+            return getattr(decode(owner, special), name)
         if tag == "call":
             function, args, kwargs = content
-            return evaluate(function, namespace)(
-                *(evaluate(arg, namespace) for arg in args),
-                **{name: evaluate(arg, namespace) for name, arg in kwargs.items()},
+            return decode(function, special)(
+                *(decode(arg, special) for arg in args),
+                **{name: decode(arg, special) for name, arg in kwargs.items()},
             )
         raise NotData(f"unknown tag {tag[:80]!r}")
 

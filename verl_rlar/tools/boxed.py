@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import sys
+from collections.abc import Coroutine, Mapping
 from types import TracebackType
-from typing import cast
+from typing import Any, TypeVar, cast
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
@@ -31,6 +32,21 @@ logger = logging.getLogger(__name__)
 
 RETRY_S = 30.0
 """How long a sandbox that could not be started is not tried again, in seconds."""
+
+
+T = TypeVar("T")
+
+
+async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
+    """Waits for so long, without a task of its own where Python can do that (from 3.11 on).
+
+    Raises:
+        TimeoutError, asyncio.TimeoutError: It was not enough.
+    """
+    if sys.version_info < (3, 11):
+        return await asyncio.wait_for(work, seconds)
+    async with asyncio.timeout(seconds):
+        return await work
 
 
 class BoxRunner:
@@ -76,7 +92,7 @@ class BoxRunner:
         """
         limit = self._config.queue_timeout_s + spec.timeout_s + GRACE_S
         try:
-            return await asyncio.wait_for(self._run(spec, sample), limit)
+            return await within(limit, self._run(spec, sample))
         except (TimeoutError, asyncio.TimeoutError):
             raise ToolTimeout(
                 f"{spec.name}: still at work after {spec.timeout_s:g} s and rlar.sandbox.queue_timeout_s="

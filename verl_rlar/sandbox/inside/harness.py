@@ -8,14 +8,12 @@ what is expected never enters its box.
 
 from __future__ import annotations
 
+import _signal  # without the enumerations of `signal`, which touch a good deal of memory
 import atexit
-import collections
-import fcntl
 import importlib
 import json
 import os
 import resource
-import signal
 import sys
 import traceback
 from types import ModuleType
@@ -27,35 +25,48 @@ for _name in "bisect copy functools heapq itertools math random re string typing
     importlib.import_module(_name)  # what programs use most: loaded before the fork, so that no job pays for it
 
 MAX_TEXT = 2000
+WARM_CALLS = 64
+_WARM = b'{"call": [{"name": "f"}, [1, "a", 0.5, [1], {"tuple": [{"set": [1]}]}, {"dict": [[1, 2]]}], {}]}'
 CHANNEL, REPLIES = 3, 4
+
+_encoded = json.JSONEncoder(allow_nan=False).encode
+_read = json.JSONDecoder().raw_decode
 
 
 def warm_up() -> None:
     """Does once, before any fork, what every job does: what Python sets up at first use is then there for all.
 
-    The types of its parser alone take a millisecond.
+    The types of its parser alone take a millisecond. And code that has run often is no more rewritten by Python 3.11
+    while it runs, which would have each job copy it.
     """
     namespace: dict[str, Any] = {}
     exec(compile("def f(*args):\n    return [arg for arg in args]\n", "warm.py", "exec"), namespace)
-    value = values.evaluate({"call": [{"name": "f"}, [1, "a"], {}]}, collections.ChainMap({}, namespace))
-    json.dumps({"value": values.encode(value)}, allow_nan=False)
+    for _ in range(WARM_CALLS):
+        call = read(_WARM)
+        _encoded({"value": values.encode(values.evaluate(call, namespace, {}))})
+
+
+def read(job: bytes) -> dict[str, Any]:
+    """A job out of JSON; the short way through the module `json`."""
+    found: dict[str, Any] = _read(job.decode())[0]
+    return found
 
 
 def child(job: dict[str, Any], stdin: int, output: int, errors: int, replies: int) -> NoReturn:
-    """Runs a job in this process, and ends it."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Runs a job in this process, and ends it. The descriptors are above 2; `replies` is looked at for a verifier."""
+    _signal.signal(_signal.SIGINT, _signal.default_int_handler)
     # 0, 1, 2: as a program has them; 3: where answers go; 4: replies to what it asks. Nothing else stays open.
-    program = job["mode"] == "program"
-    wanted = {0: stdin, 1: output if program else errors, 2: errors}
+    program, last = job["mode"] == "program", 2
+    os.dup2(stdin, 0)
+    os.dup2(output if program else errors, 1)
+    os.dup2(errors, 2)
     if not program:
-        wanted[CHANNEL] = output
+        if replies == CHANNEL:
+            replies = os.dup(replies)
+        last = os.dup2(output, CHANNEL)
     if job["mode"] == "verifier":
-        wanted[REPLIES] = replies
-    high = {place: fcntl.fcntl(descriptor, fcntl.F_DUPFD, 64) for place, descriptor in wanted.items()}
-    os.closerange(3, 64)  # among them, what leads to the host
-    for place, descriptor in high.items():
-        os.dup2(descriptor, place)
-    os.closerange(max(high) + 1, 128)
+        last = os.dup2(replies, REPLIES)
+    os.closerange(last + 1, 128)  # among them, what leads to the host
     seconds = int(float(job["seconds"])) + 2
     resource.setrlimit(resource.RLIMIT_CPU, (seconds * 8, seconds * 8))
     if job["mode"] == "verifier":
@@ -99,7 +110,7 @@ def _program(job: dict[str, Any]) -> NoReturn:
 
 
 def _answer(message: dict[str, Any]) -> None:
-    data = json.dumps(message, allow_nan=False).encode() + b"\n"
+    data = _encoded(message).encode() + b"\n"
     while data:
         data = data[os.write(CHANNEL, data) :]
 
@@ -112,10 +123,9 @@ def _calls(job: dict[str, Any]) -> None:
         _answer({"load_error": _explain(error)})
         return
     results: dict[str, Any] = {}
-    scope = collections.ChainMap(results, module.__dict__)
     for number, expression in enumerate(job["calls"]):
         try:
-            results[f"#{number}"] = value = values.evaluate(expression, scope)
+            results[f"#{number}"] = value = values.evaluate(expression, module.__dict__, results)
             message = {"value": values.encode(value)}
         except BaseException as error:
             message = {"raised": type(error).__name__[:100], "text": _message(error)}

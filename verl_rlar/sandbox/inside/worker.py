@@ -8,10 +8,14 @@ fails says so and is thrown away. Jobs share this process's user, so it makes it
 (PR_SET_DUMPABLE); being the first process of its namespace, no signal of theirs can end or stop it; and the box's
 seccomp profile refuses ptrace and every call that would reach into another process.
 
-Frames, in both directions: a length of four bytes (big endian) and as many bytes of JSON. From the host:
-``{"imports": [..]}`` once, then jobs, and replies to what a job asks. To the host: ``{"ready": ..}``,
-``{"asks": line}``, and ``{"end": ..}``. When standard input ends, the owner is gone: this process ends, and the box
-with it.
+Frames, in both directions: a length of four bytes (big endian) and as many bytes. From the host: the names of the
+modules to load, once; then jobs, each a head (`JOB`), what stands on its standard input, and the rest as JSON, which
+only the job's own process reads; and replies to what a job asks. To the host, told apart by their first byte: ``r``, it
+is ready; ``a`` with what a job asks; ``e``, a job's end (`END`) with what it wrote, first as output, then as errors.
+When standard input ends, the owner is gone: this process ends, and the box with it.
+
+Fast is what touches little memory: after a fork, each page that is written costs a microsecond and more, in both
+processes. Hence few objects here, and bytecode and bound symbols that were made before.
 """
 
 from __future__ import annotations
@@ -19,27 +23,29 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
-import json
 import os
 import select
 import signal
 import struct
-import sys
 import time
-
-sys.path += ["/opt/rlar", "/opt/rlar/lib"]  # isolated mode (-I) leaves them out, as it does the writable folder
 
 import harness
 
 TMP = "/tmp"
-WRITABLE = (TMP, "/dev/shm")
-"""All folders that a job can write."""
+SHM = "/dev/shm"
+"""With `TMP`, all folders that a job can write."""
 FRAME = struct.Struct(">I")
+JOB = struct.Struct(">cdII")
+"""First letter of the mode; seconds; most bytes that it may write; bytes of its standard input."""
+END = struct.Struct(">cc?idI")
+"""``e``; first letter of how it ended; whether the box is clean; exit code or `NO_CODE`; seconds; bytes of output."""
+NO_CODE = -1000
 CHUNK = 1 << 16
 STDERR_BYTES = 4096
 QUIET_S = 0.005
 """Until then, a job's output stays in its pipes: most jobs are over by then, and nobody was woken for each line."""
 PR_SET_DUMPABLE = 4
+NOTHING = os.open(os.devnull, os.O_RDWR)
 
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
@@ -66,48 +72,60 @@ def write_all(descriptor: int, data: bytes) -> None:
         view = view[os.write(descriptor, view) :]
 
 
-def send(message: dict[str, object]) -> None:
-    data = json.dumps(message).encode()
+def send(data: bytes) -> None:
     write_all(1, FRAME.pack(len(data)) + data)
 
 
-def text(data: bytes) -> str:
-    return data.decode("utf-8", "replace")
+class Rank:
+    """Which process the kernel ends first where the box is out of memory: a job's, before the worker.
+
+    A process inherits its rank. So this one has the highest for the moment of a fork, when there is no other to be
+    spared for; a file that stays open is all that takes.
+    """
+
+    HIGHEST = b"1000"
+
+    def __init__(self) -> None:
+        try:
+            self.descriptor = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+            self.own = os.pread(self.descriptor, 16, 0)
+            self.set(self.HIGHEST)
+            self.set(self.own)
+        except OSError:  # a runtime with a kernel of its own may not have it
+            self.descriptor = -1
+
+    def set(self, rank: bytes) -> None:
+        if self.descriptor >= 0:
+            os.pwrite(self.descriptor, rank, 0)
 
 
-def first_to_go() -> None:
-    """Where the box is out of memory, the kernel ends this process and its children before the worker."""
-    try:
-        descriptor = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
-        os.write(descriptor, b"1000")
-        os.close(descriptor)
-    except OSError:  # a runtime with a kernel of its own may not have it
-        pass
+RANK = Rank()
 
 
 class Run:
     """One job at work: its process, and the pipes to it."""
 
-    def __init__(self, job: dict[str, object]) -> None:
-        self.mode = job["mode"]
-        self.left = int(job["output_bytes"])  # type: ignore[call-overload]
+    def __init__(self, frame: bytes) -> None:
+        self.mode, seconds, self.left, size = JOB.unpack_from(frame)
         self.streams: dict[int, bytearray] = {}
         """By the descriptor that we read: what came."""
-        stdin = self._stdin(str(job["stdin"])) if self.mode == "program" else os.open(os.devnull, os.O_RDONLY)
+        program = self.mode == b"p"
+        stdin = self._stdin(frame[JOB.size : JOB.size + size]) if program else NOTHING
         output, their_output = os.pipe()
-        errors, their_errors = os.pipe() if self.mode == "program" else (-1, os.open(os.devnull, os.O_WRONLY))
-        replies, self.replies = os.pipe() if self.mode == "verifier" else (-1, -1)
-        self.deadline = time.monotonic() + float(job["seconds"])  # type: ignore[arg-type]
+        errors, their_errors = os.pipe() if program else (-1, NOTHING)
+        replies, self.replies = os.pipe() if self.mode == b"v" else (-1, -1)
+        self.deadline = time.monotonic() + seconds
+        RANK.set(RANK.HIGHEST)
         self.pid = os.fork()
         if not self.pid:
             try:
                 _prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
-                first_to_go()
-                harness.child(job, stdin, their_output, their_errors, replies)
+                harness.child(harness.read(frame[JOB.size + size :]), stdin, their_output, their_errors, replies)
             finally:
                 os._exit(70)
+        RANK.set(RANK.own)
         for descriptor in (stdin, their_output, their_errors, replies):
-            if descriptor >= 0:
+            if descriptor > NOTHING:
                 os.close(descriptor)
         self.output, self.errors = output, errors
         self.streams[output] = bytearray()
@@ -121,11 +139,11 @@ class Run:
         if self.replies >= 0:
             os.set_blocking(self.replies, False)
 
-    def _stdin(self, content: str) -> int:
+    def _stdin(self, content: bytes) -> int:
         """A file with the program's input, already without a name."""
         path = os.path.join(TMP, "stdin")
         with open(path, "wb") as file:
-            file.write(content.encode("utf-8", "surrogatepass"))
+            file.write(content)
         descriptor = os.open(path, os.O_RDONLY)
         os.unlink(path)
         return descriptor
@@ -133,13 +151,13 @@ class Run:
     def wait(self) -> str:
         """Reads until the job's process is gone, its time is up, or it has written too much; says which."""
         poll = select.poll()
-        if self.mode != "verifier":
+        if self.mode != b"v":
             poll.register(self.process, select.POLLIN)
             if poll.poll(1000 * min(QUIET_S, max(self.deadline - time.monotonic(), 0))):
                 return "done"
         for descriptor in (*self.streams, self.process):
             poll.register(descriptor, select.POLLIN)
-        if self.mode == "verifier":
+        if self.mode == b"v":
             poll.register(0, select.POLLIN)
         while True:
             left = self.deadline - time.monotonic()
@@ -158,7 +176,7 @@ class Run:
                 poll.unregister(self.replies)
             if self.process in ready:
                 return "done"
-            if self.mode == "verifier":
+            if self.mode == b"v":
                 self.pass_on()
 
     def read(self, descriptor: int) -> bool:
@@ -176,7 +194,7 @@ class Run:
         kept = self.streams[self.output]
         if not (self.asking or self.unsent) and kept.startswith(b'{"ask"') and (end := kept.find(b"\n")) >= 0:
             self.asking = True
-            send({"asks": text(bytes(kept[:end]))})
+            send(b"a" + kept[:end])
             del kept[: end + 1]
 
     def reply(self) -> bool:
@@ -205,10 +223,10 @@ class Run:
                 os.close(descriptor)
 
 
-def run(job: dict[str, object]) -> dict[str, object]:
-    """Runs one job and cleans up after it."""
+def run(frame: bytes) -> bytes:
+    """Runs one job and cleans up after it; returns what the host is told."""
     start = time.monotonic()
-    attempt = Run(job)
+    attempt = Run(frame)
     end = attempt.wait()
     seconds = time.monotonic() - start
     status = end_processes(attempt.pid, kill=end != "done")
@@ -218,19 +236,13 @@ def run(job: dict[str, object]) -> dict[str, object]:
             end = "flooded"
         elif status is None or os.WIFSIGNALED(status):
             end = "killed"
-    output = text(bytes(attempt.streams[attempt.output]))
-    message: dict[str, object] = {
-        "end": end,
-        "seconds": seconds,
-        "exit_code": None if end in ("timeout", "flooded") or status is None else os.waitstatus_to_exitcode(status),
-        "output": output,
-        "errors": text(bytes(attempt.streams[attempt.errors])) if attempt.errors >= 0 else "",
-    }
+    code = NO_CODE if end in ("timeout", "flooded") or status is None else os.waitstatus_to_exitcode(status)
     attempt.close()
     if attempt.asking:
         read_frame()  # the reply that it did not wait for is no job
-    message["clean"] = all(empty(folder) for folder in WRITABLE)
-    return message
+    clean = empty(TMP) and empty(SHM)
+    output, errors = attempt.streams[attempt.output], attempt.streams.get(attempt.errors, b"")
+    return END.pack(b"e", end[:1].encode(), clean, code, seconds, len(output)) + output + errors
 
 
 def end_processes(pid: int, *, kill: bool) -> int | None:
@@ -254,8 +266,10 @@ def empty(folder: str) -> bool:
     try:
         os.chmod(folder, 0o700)  # a job may have shut it
         names = os.listdir(folder)
-        if names:
-            import shutil  # not before: what is loaded here makes each fork slower
+        if not names:
+            return True
+        import shutil  # not before: what is loaded here makes each fork slower
+
         for name in names:
             path = os.path.join(folder, name)
             if os.path.isdir(path) and not os.path.islink(path):
@@ -273,15 +287,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.chdir(TMP)
-    for name in json.loads(read_frame())["imports"]:
+    for name in read_frame().decode().split():
         importlib.import_module(name)
     harness.warm_up()
     gc.collect()
     gc.freeze()  # forks share these pages
-    send({"ready": [sys.version_info.major, sys.version_info.minor]})
+    send(b"r")
     while True:
-        send(run(json.loads(read_frame())))
-
-
-if __name__ == "__main__":
-    main()
+        send(run(read_frame()))

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import RlarError, ToolError, ToolTimeout
@@ -42,15 +43,17 @@ from verl_rlar.tools.rule import rule
 from verl_rlar.tools.rules.code_tests import (
     BadTests,
     Functions,
+    Plan,
     Program,
     PromptCode,
     Streams,
     is_known,
+    is_short,
     plan_of,
     root_name,
 )
 from verl_rlar.tools.rules.format import answer_of
-from verl_rlar.types import Kind, Sample, Verdict
+from verl_rlar.types import Kind, Query, Sample, Verdict
 
 TIMEOUT_S = 30.0
 """Deadline of the rules, in seconds."""
@@ -209,7 +212,7 @@ def _verdict(passed: float, cases: int, why: str, *, partial: bool) -> Verdict:
 async def _score(sample: Sample, sandbox: Sandbox, config: SandboxConfig, *, partial: bool) -> Verdict:
     try:
         query = sample.query
-        plan, prompt = plan_of(query) if is_known(query) else await asyncio.to_thread(plan_of, query)
+        plan, prompt = plan_of(query) if is_known(query) else await _read(query)
     except BadTests as error:
         return Verdict(value=None, reason=str(error))
     wanted = plan.wanted if isinstance(plan, Program) else (plan.name,) if isinstance(plan, Functions) else ()
@@ -229,6 +232,16 @@ async def _score(sample: Sample, sandbox: Sandbox, config: SandboxConfig, *, par
         return Verdict(value=0.0, hacked=True, reason="the program wrote answers past the harness")
     except BadTests as error:
         return Verdict(value=None, reason=str(error))
+
+
+_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+
+async def _read(query: Query) -> tuple[Plan, PromptCode]:
+    """Reads a row's tests. One at a time: of a batch that comes at once, programs run while others are read."""
+    loop = asyncio.get_running_loop()
+    async with _turns.setdefault(loop, asyncio.Lock()):
+        return plan_of(query) if is_known(query) or is_short(query) else await asyncio.to_thread(plan_of, query)
 
 
 # the program in a response
@@ -290,11 +303,11 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _defines(code: str, names: Sequence[str]) -> bool:
     """Whether a text looks as if it defined one of the names."""
-    names = [re.escape(root_name(name)) for name in names][:50]
-    return bool(
-        re.search(rf"^[ \t]*(?:(?:async )?def|class)[ \t]+(?:{'|'.join(names)})\b", code, re.MULTILINE)
-        or re.search(rf"^(?:{'|'.join(names)})[ \t]*=", code, re.MULTILINE)
-    )
+    roots = set(map(root_name, names))
+    return any(found.group(found.lastindex or 0) in roots for found in _DEFINITION.finditer(code))
+
+
+_DEFINITION = re.compile(r"^[ \t]*(?:(?:async )?def|class)[ \t]+(\w+)|^(\w+)[ \t]*=", re.MULTILINE)
 
 
 # tests that are Python

@@ -51,6 +51,8 @@ MAX_FETCHED = 4_000_000
 """Most characters of them, together."""
 CACHED_CHARACTERS = 5_000_000
 """Characters of tests whose plans are kept: some thousand rows, so that those of a batch are read once."""
+SHORT = 4_000
+"""Characters of a row that is read where it stands; others are read in a thread, so that they hold nobody up."""
 LONGEST_CACHED = 1_000_000
 """Rows whose tests are longer are read again for each response: they are rare and would fill the memory."""
 
@@ -148,8 +150,24 @@ _reading = threading.Lock()
 
 
 def is_known(query: Query) -> bool:
-    """Whether `plan_of` has the row's plan at hand; otherwise it takes milliseconds or more."""
+    """Whether `plan_of` has the row's plan at hand; otherwise it takes a millisecond or more."""
     return query.key in _plans
+
+
+def is_short(query: Query) -> bool:
+    """Whether `plan_of` takes some milliseconds at most."""
+    columns = (query.extra.get(name) for name in (*TEST_COLUMNS, *SETUP_COLUMNS, "starter_code"))
+    parts = [part for value in (query.prompt, query.reference, *columns) if value for part in _strings(value)]
+    return sum(map(len, parts)) < SHORT
+
+
+def _strings(value: Any) -> Iterable[str]:
+    """A text, or the texts in a list; what else there is, is not short."""
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return value
+    return (" " * SHORT,)
 
 
 def plan_of(query: Query) -> tuple[Plan, PromptCode]:
@@ -518,10 +536,10 @@ def _root(node: ast.AST) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _bound(tree: ast.AST) -> set[str]:
-    """Names that are bound anywhere in a tree."""
+def _bound(nodes: Iterable[ast.AST]) -> set[str]:
+    """Names that these nodes bind."""
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             names.add(node.id)
         elif isinstance(node, _DEFINITIONS):
@@ -540,6 +558,8 @@ class _Reader(ast.NodeTransformer):
 
     def __init__(self, tree: ast.Module, entry: str, helpers: tuple[str, ...]) -> None:
         self.tree = tree
+        self.nodes = list(ast.walk(tree))
+        """All of it, as it is before it is rewritten."""
         self.entry = root_name(entry)
         self.target = _expression_of(entry)
         self.helpers = helpers
@@ -559,32 +579,37 @@ class _Reader(ast.NodeTransformer):
         """The parameter of `check`, while inside it."""
 
     def program(self) -> Program:
-        around = ast.parse("\n".join(self.helpers))
+        around = list(ast.walk(ast.parse("\n".join(self.helpers))))
         loaded = dict.fromkeys(
-            node.id
-            for tree in (self.tree, around)
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+            node.id for node in (*self.nodes, *around) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
         )
-        used = {getattr(node, "attr", getattr(node, "id", getattr(node, "arg", None))) for node in ast.walk(self.tree)}
+        used = {getattr(node, "attr", getattr(node, "id", getattr(node, "arg", None))) for node in self.nodes}
         if outside := sorted(_OUTSIDE & used | ({"sys.stdout"} if "stdout" in used else set())):
             raise BadTests(f"the tests use {', '.join(outside)}, but never share a process with the program")
-        self.bound = _bound(self.tree)
+        self.bound = _bound(self.nodes)
         functions = self._functions()
         self.find_imports()
         own = (self.bound - self.solution.keys() - self.modules) | (_bound(around) - {self.entry})
         self.free = {name for name in loaded if name not in own and name not in _BUILTINS} | {self.entry} - {""}
         forgotten = [line for name in loaded if (line := self._forgotten(name, own))]
-        simple = self._simple(functions, frozenset(own))
+        starred = any(
+            alias.name == "*"
+            for node in (*self.nodes, *around)
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        )
+        simple = self._simple(functions, frozenset(own), starred)
         body = self.visit_body(self.tree.body, "")
-        module = ast.fix_missing_locations(ast.Module(body=body, type_ignores=[]))
         try:
-            tests = ast.unparse(module)
+            tests = ast.unparse(ast.Module(body=body, type_ignores=[]))
             compile(tests, "rlar_tests.py", "exec", dont_inherit=True)
         except (ValueError, SyntaxError) as error:
             raise BadTests(f"the tests are no Python: {str(error)[:100]}") from None
-        called = {_root(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
-        wanted = [self.entry] if self.entry else [name for name in loaded if name in self.free and name in called]
+        if self.entry:
+            wanted = [self.entry]
+        else:
+            called = {_root(node.func) for node in ast.walk(self.tree) if isinstance(node, ast.Call)}
+            wanted = [name for name in loaded if name in self.free and name in called]
         names = [name for name in loaded if name not in _BUILTINS]
         keys = tuple(map(_key, self.calls))
         return Program(
@@ -603,7 +628,7 @@ class _Reader(ast.NodeTransformer):
             simple=simple if self.inner.isdisjoint(keys) else None,  # which of two like calls is meant?
         )
 
-    def _simple(self, functions: list[str], own: frozenset[str]) -> code_simple.Simple | None:
+    def _simple(self, functions: list[str], own: frozenset[str], starred: bool) -> code_simple.Simple | None:
         """The tests without a judge, if they are of that kind."""
 
         def key(node: ast.Call, candidate: str) -> str | None:
@@ -615,13 +640,6 @@ class _Reader(ast.NodeTransformer):
             finally:
                 self.candidate = before
 
-        starred = any(
-            alias.name == "*"
-            for tree in (self.tree, ast.parse("\n".join(self.helpers)))
-            for node in ast.walk(tree)
-            if isinstance(node, ast.ImportFrom)
-            for alias in node.names
-        )
         names = code_simple.Names(
             key=key,
             fold=_folded,
@@ -661,7 +679,7 @@ class _Reader(ast.NodeTransformer):
         return list(dict.fromkeys(found))
 
     def find_imports(self) -> None:
-        for node in ast.walk(self.tree):
+        for node in self.nodes:
             if isinstance(node, ast.ImportFrom) and self._is_program(node.module, node.level, node.names):
                 self.solution |= {alias.asname or alias.name: alias.name for alias in node.names if alias.name != "*"}
             elif isinstance(node, ast.Import):
@@ -684,7 +702,7 @@ class _Reader(ast.NodeTransformer):
             return _FORGOTTEN[name].format(name)
         called = any(
             isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == name
-            for node in ast.walk(self.tree)
+            for node in self.nodes
         )
         if name in sys.stdlib_module_names and not called:
             self.free.discard(name)
@@ -707,7 +725,7 @@ class _Reader(ast.NodeTransformer):
         self.texts.append(text[:300])
         self.cases.setdefault(self.place[-1], []).append(number)
         case = ast.Call(func=ast.Name("__case__", ast.Load()), args=[ast.Constant(number)], keywords=[])
-        return ast.With(items=[ast.withitem(context_expr=case)], body=[node])
+        return ast.copy_location(ast.With(items=[ast.withitem(context_expr=case)], body=[node]), node)
 
     def visit_Assert(self, node: ast.Assert) -> Any:
         text = _text(node.test)
@@ -924,7 +942,7 @@ def _key(expression: Any) -> str:
 
 
 def _assign(name: str, value: ast.expr) -> ast.stmt:
-    return ast.Assign(targets=[ast.Name(name, ast.Store())], value=value)
+    return ast.Assign(targets=[ast.Name(name, ast.Store())], value=value, lineno=1)
 
 
 def _parts(expression: Any) -> Iterator[Any]:
