@@ -232,9 +232,7 @@ def test_a_training_on_code_runs_it_in_boxes_and_a_verifier_gets_a_say_between_t
         "rlar.life.min_varied=0.1",
         "+rlar.routing.routes.code={kinds: [unit_tests], split: train, parts: [{tool: [grown, unit_tests]}]}",
     )
-    scored = query(
-        tmp_path, "SELECT step, route, outcome, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3"
-    )
+    scored = query(tmp_path, "SELECT step, route, outcome, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3")
     assert scored == [
         (1, "unit_tests", "scored", PROMPTS * RESPONSES),
         (2, "unit_tests", "scored", PROMPTS * RESPONSES),
