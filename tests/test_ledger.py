@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,8 @@ import pytest
 from conftest import make_query, make_sample
 
 from verl_rlar.errors import LedgerError
-from verl_rlar.ledger import FILE_NAME, Ledger, Row, read, unpack
-from verl_rlar.types import Kind, Outcome, Route, RoutePart, Score, Snapshot
+from verl_rlar.ledger import FILE_NAME, SCHEMA_VERSION, CanaryRow, Ledger, Row, ShadowRow, query_text, read, unpack
+from verl_rlar.types import Kind, Outcome, Query, Route, RoutePart, Score, Snapshot, ToolScore
 
 SNAPSHOT = Snapshot(tools=())
 ROUTE = Route(
@@ -176,3 +180,332 @@ def test_no_acknowledged_row_is_lost_when_the_writer_is_killed_at_any_moment(tmp
         assert kept >= acknowledged
         assert halves == [], "a transaction is kept whole or not at all"
         acknowledged = kept
+
+
+# --- What tools in the shadow gave, and canaries ----------------------------------------------------------------------
+
+
+def tool_score(value: float | None = 0.25, *, digest: str = "d" * 16, reason: str = "looked") -> ToolScore:
+    outcome = Outcome.FAILED if value is None else Outcome.SCORED
+    raw = None if value is None else 10 * value
+    return ToolScore(tool="checker", digest=digest, outcome=outcome, raw=raw, value=value, reason=reason, seconds=0.5)
+
+
+def test_what_a_tool_in_the_shadow_gave_is_read_back_whole(tmp_path: Path) -> None:
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        rows = [ShadowRow(uid="g", session=n, step=7, score=tool_score(value)) for n, value in enumerate((0.1, None))]
+        ledger.add_shadows(rows)
+        ledger.add_shadows(rows[:1])
+    with read(tmp_path) as db:
+        kept = [tuple(row) for row in db.execute("SELECT * FROM shadows ORDER BY session")]
+    assert kept == [
+        (1, "g", 0, "d" * 16, "checker", 7, "scored", 1.0, 0.1, "looked", 0.5),
+        (1, "g", 1, "d" * 16, "checker", 7, "failed", None, None, "looked", 0.5),
+    ]
+
+
+def test_what_a_canary_got_is_read_back_whole(tmp_path: Path) -> None:
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add_canaries(
+            CanaryRow(canary=f"c{n}", step=3, score=tool_score(value)) for n, value in ((0, 1), (1, None))
+        )
+    with read(tmp_path) as db:
+        kept = [tuple(row) for row in db.execute("SELECT * FROM canaries ORDER BY canary")]
+    assert kept == [
+        (1, 3, "d" * 16, "c0", "checker", "scored", 1.0, "looked"),
+        (1, 3, "d" * 16, "c1", "checker", "failed", None, "looked"),
+    ]
+
+
+def test_shadow_rows_are_added_all_or_none(tmp_path: Path) -> None:
+    good, bad = (ShadowRow(uid="g", session=n, step=1, score=tool_score()) for n in range(2))
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        with pytest.raises(LedgerError):
+            ledger.add_shadows([good, replace(bad, uid=None)])  # type: ignore[arg-type]
+        with read(tmp_path) as db:
+            assert db.execute("SELECT COUNT(*) FROM shadows").fetchone()[0] == 0
+
+
+def test_who_watches_the_tools_gets_this_starts_training_rows_from_a_step_on(tmp_path: Path) -> None:
+    with Ledger(tmp_path / FILE_NAME, token="first") as ledger:
+        ledger.add([make_row(uid="old", step=9)])
+        ledger.add_shadows([ShadowRow(uid="old", session=0, step=9, score=tool_score())])
+        ledger.add_canaries([CanaryRow(canary="c", step=9, score=tool_score())])
+    with Ledger(tmp_path / FILE_NAME, token="second") as ledger:
+        for step in (5, 4, 3):
+            ledger.add([make_row(uid=f"g{step}", step=step), make_row(uid=f"v{step}", step=step, split="val")])
+            ledger.add_shadows([ShadowRow(uid=f"g{step}", session=0, step=step, score=tool_score())])
+            ledger.add_canaries([CanaryRow(canary="c", step=step, score=tool_score())])
+        key = make_query().key
+        assert ledger.watched_since(4) == (
+            [(4, "g4", 0, key, 1.0, "[]"), (5, "g5", 0, key, 1.0, "[]")],
+            [(step, f"g{step}", 0, "d" * 16, "scored", 2.5, 0.25) for step in (4, 5)],
+            [(step, "d" * 16, "c", "scored", 0.25) for step in (4, 5)],
+        )
+        assert ledger.watched_since(6) == ([], [], [])
+
+
+def test_a_canarys_value_is_the_first_one_that_was_ever_recorded(tmp_path: Path) -> None:
+    for token, steps in (("first", ((4, 0.1), (5, 0.2))), ("second", ((2, 0.3), (3, 0.4)))):
+        with Ledger(tmp_path / FILE_NAME, token=token) as ledger:
+            for step, value in steps:
+                ledger.add_canaries([CanaryRow(canary="a", step=step, score=tool_score(value))])
+            ledger.add_canaries([CanaryRow(canary="b", step=1, score=tool_score(None))])
+            known = ledger.canary_values()
+    assert known == {("d" * 16, "a"): 0.1}
+
+
+def test_each_split_has_its_own_route_for_a_query(tmp_path: Path) -> None:
+    other = replace(ROUTE, reason="validation asks for more")
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add_route(make_query(), ROUTE, "train")
+        assert ledger.route(make_query(), SNAPSHOT, "val") is None
+        ledger.add_route(make_query(), other, "val")
+        assert ledger.route(make_query(), SNAPSHOT, "train") == ROUTE
+        assert ledger.route(make_query(), SNAPSHOT, "val") == other
+
+
+def test_a_weight_that_changes_with_the_step_is_read_back(tmp_path: Path) -> None:
+    part = RoutePart(tool="exact_match", digest="d" * 16, schedule=((0, 0.0), (100, 0.3)), gate=True, threshold=0.5)
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add_route(make_query(), replace(ROUTE, parts=(part,)))
+        found = ledger.route(make_query(), SNAPSHOT)
+    assert found is not None and found.parts == (part,)
+
+
+# --- Texts that give way ----------------------------------------------------------------------------------------------
+
+
+def texts(path: Path) -> list[str]:
+    """The texts of responses that are still there."""
+    with read(path) as db:
+        return sorted(unpack(row[0]) for row in db.execute("SELECT body FROM texts WHERE step IS NOT NULL"))
+
+
+def test_texts_of_old_steps_go_and_rows_and_queries_never(tmp_path: Path) -> None:
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add_route(make_query(), ROUTE)
+        ledger.add([make_row(uid=f"g{step}", step=step, response=f"answer {step}") for step in range(1, 5)])
+        assert ledger.trim(before_step=None, max_bytes=float("inf")) == 0
+        assert ledger.trim(before_step=3, max_bytes=float("inf")) == 2
+    assert texts(tmp_path) == ["answer 3", "answer 4"]
+    assert count(tmp_path) == 4
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM texts WHERE sha = ?", (make_query().key,)).fetchone()[0] == 1
+
+
+def test_a_text_that_a_later_step_used_again_stays(tmp_path: Path) -> None:
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add([make_row(uid="a", step=5, response="again"), make_row(uid="b", step=1, response="once")])
+        ledger.add([make_row(uid="c", step=2, response="again")])
+        assert ledger.trim(before_step=5, max_bytes=float("inf")) == 1
+        assert texts(tmp_path) == ["again"]
+        ledger.add([make_row(uid="d", step=6, response="once")])
+        assert ledger.trim(before_step=6, max_bytes=float("inf")) == 1
+    assert texts(tmp_path) == ["once"]
+
+
+def test_a_ledger_that_is_too_large_loses_the_oldest_steps_texts_until_it_is_not(tmp_path: Path) -> None:
+    noise = random.Random(0)
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        for step in range(1, 21):
+            bodies = [noise.randbytes(20_000).hex() for _ in range(10)]
+            ledger.add([make_row(uid=f"{step} {n}", step=step, response=body) for n, body in enumerate(bodies)])
+        assert ledger.trim(before_step=None, max_bytes=1e7) == 0
+        dropped = ledger.trim(before_step=None, max_bytes=2e6)
+        assert ledger.trim(before_step=None, max_bytes=2e6) == 0, "once it fits it stays as it is"
+        with read(tmp_path) as db:
+            left = [row[0] for row in db.execute("SELECT DISTINCT step FROM texts ORDER BY step")]
+            kept = db.execute("SELECT COUNT(*) FROM texts").fetchone()[0]
+        assert left == list(range(left[0], 21)) and 5 < left[0] < 20
+        assert dropped + kept == 200
+        assert ledger.trim(before_step=None, max_bytes=0) == kept - 10, "the newest step's texts stay"
+    assert count(tmp_path) == 200
+
+
+def test_a_file_whose_old_texts_are_dropped_stops_growing(tmp_path: Path) -> None:
+    noise, sizes = random.Random(0), []
+    path = tmp_path / FILE_NAME
+    with Ledger(path, token="run") as ledger:
+        for step in range(1, 61):
+            bodies = [noise.randbytes(2_000).hex() for _ in range(50)]
+            ledger.add([make_row(uid=f"{step} {n}", step=step, response=body) for n, body in enumerate(bodies)])
+            ledger.trim(before_step=step - 9, max_bytes=float("inf"))
+            sizes.append(path.stat().st_size)
+    rows = 600 * 50  # bytes that a step's rows themselves take, at most
+    assert sizes[-1] - sizes[29] < 30 * rows, "a step's texts take more than 100,000 bytes"
+
+
+# --- Version 1 --------------------------------------------------------------------------------------------------------
+
+VERSION_1 = """
+CREATE TABLE attempts (
+    attempt INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, started REAL NOT NULL
+);
+CREATE TABLE tools (
+    digest TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, spec TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE texts (
+    sha TEXT PRIMARY KEY, body BLOB NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE routes (
+    snapshot TEXT NOT NULL, query TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, covered INTEGER NOT NULL,
+    parts TEXT NOT NULL, reason TEXT NOT NULL, decided REAL NOT NULL,
+    PRIMARY KEY (snapshot, query)
+) WITHOUT ROWID;
+CREATE TABLE scores (
+    attempt INTEGER NOT NULL, split TEXT NOT NULL, step INTEGER NOT NULL, uid TEXT NOT NULL, session INTEGER NOT NULL,
+    query TEXT NOT NULL, data_source TEXT NOT NULL, snapshot TEXT NOT NULL, route TEXT NOT NULL,
+    outcome TEXT NOT NULL, value REAL, sent REAL NOT NULL, sent_as TEXT NOT NULL, reason TEXT NOT NULL,
+    parts TEXT NOT NULL, response TEXT, received REAL NOT NULL, seconds REAL NOT NULL,
+    PRIMARY KEY (attempt, uid, session)
+) WITHOUT ROWID;
+CREATE INDEX scores_by_step ON scores (split, step);
+PRAGMA user_version = 1;
+"""
+
+
+def question(number: int) -> Query:
+    return make_query(f"What is {number} times 7?", str(7 * number))
+
+
+def make_version_1(path: Path, *, queries: int = 3) -> dict[str, list[tuple[Any, ...]]]:
+    """A ledger of version 1: two starts of training, two responses to each query, one of them the same one at all
+    steps.
+
+    Returns:
+        Its rows, texts and routes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    db = sqlite3.connect(path)
+    db.executescript("PRAGMA journal_mode=WAL;" + VERSION_1)
+    db.executemany("INSERT INTO attempts VALUES (?, ?, ?)", [(1, "first", 1.0), (2, "second", 2.0)])
+    db.execute("INSERT INTO tools VALUES (?, 'exact_match', 'rule', '{}')", ("d" * 16,))
+    part = f'[{{"tool": "exact_match", "digest": "{"d" * 16}", "weight": 1.0}}]'
+    for number in range(queries):
+        query = question(number)
+        route = (SNAPSHOT.version, query.key, "exact_match", "short_text", 1, part, ROUTE.reason, 3.0)
+        db.execute("INSERT INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", route)
+        for sha, text in ((query.key, query_text(query)), (f"own {number}", f"{number} " * 50), ("same", "42")):
+            body = zlib.compress(text.encode())
+            db.execute("INSERT OR IGNORE INTO texts VALUES (?, ?)", (sha, body))
+        for session, sha in enumerate((f"own {number}", "same")):
+            db.execute(
+                "INSERT INTO scores VALUES (2, ?, ?, ?, ?, ?, 'test', ?, 'exact_match', 'scored', ?, 1.0, 'value', "
+                "'compared', '[]', ?, 4.0, 0.1)",
+                ("train", number, f"g{number}", session, query.key, SNAPSHOT.version, session / 2, sha),
+            )
+    db.commit()
+    kept = contents(db)
+    db.close()
+    return kept
+
+
+def contents(db: sqlite3.Connection) -> dict[str, list[tuple[Any, ...]]]:
+    """What a file of version 1 knows, as far as one of version 2 has it too."""
+    wanted = {
+        "attempts": "SELECT * FROM attempts WHERE attempt <= 2 ORDER BY attempt",
+        "tools": "SELECT * FROM tools ORDER BY digest",
+        "texts": "SELECT sha, body FROM texts ORDER BY sha",
+        "scores": "SELECT * FROM scores ORDER BY attempt, uid, session",
+    }
+    return {name: [tuple(row) for row in db.execute(sql)] for name, sql in wanted.items()}
+
+
+def test_a_file_of_version_1_is_brought_up_by_its_next_writer_with_all_that_it_has(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    before = make_version_1(path)
+    with Ledger(path, token="third") as ledger:
+        assert ledger.attempt == 3
+        for number in range(3):
+            for split in ("train", "val"):
+                assert ledger.route(question(number), SNAPSHOT, split) == ROUTE  # type: ignore[arg-type]
+        with read(path) as db:
+            assert contents(db) == before
+            steps = dict(db.execute("SELECT sha, step FROM texts").fetchall())
+            assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert steps == {question(n).key: None for n in range(3)} | {f"own {n}": n for n in range(3)} | {"same": 2}
+        ledger.add([make_row(uid="new", step=3)])
+        ledger.add_shadows([ShadowRow(uid="new", session=0, step=3, score=tool_score())])
+        ledger.add_canaries([CanaryRow(canary="c", step=3, score=tool_score())])
+        assert ledger.trim(before_step=2, max_bytes=float("inf")) == 2, "the text that step 2 used again stays"
+    assert count(path) == 6 + 1
+
+
+def test_a_file_that_was_brought_up_has_the_same_schema_as_a_new_one(tmp_path: Path) -> None:
+    def schema(path: Path) -> list[tuple[str, str]]:
+        Ledger(path, token="run").close()
+        with read(path) as db:
+            found = db.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name")
+            return [(name, " ".join(sql.replace('"', "").split())) for name, sql in found]
+
+    make_version_1(tmp_path / "old" / FILE_NAME)
+    assert schema(tmp_path / "old" / FILE_NAME) == schema(tmp_path / "new" / FILE_NAME)
+
+
+def test_a_reader_of_a_file_of_version_1_is_told_what_brings_it_up(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    make_version_1(path)
+    with pytest.raises(LedgerError, match=rf"version 1, .* reads version {SCHEMA_VERSION}; .*python -c") as caught:
+        with read(path):
+            pass
+    command = str(caught.value).partition('python -c "')[2].removesuffix('"')
+    subprocess.run([sys.executable, "-c", command], check=True, timeout=60)
+    assert count(path) == 6
+
+
+MIGRATOR = """
+import os, signal, sqlite3, sys
+from pathlib import Path
+from verl_rlar.ledger import Ledger
+
+class Killed(Ledger):
+    def _bring_up(self):
+        left = int(sys.argv[2])
+        def work():
+            nonlocal left
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return 0
+        self._db.set_progress_handler(work, 1000)
+        super()._bring_up()
+
+Killed(Path(sys.argv[1]), token="third").close()
+"""
+"""Brings a ledger up, and is killed after so many thousand instructions of SQLite's machine."""
+
+
+def test_a_migration_that_is_killed_at_any_moment_leaves_the_file_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    before, kills, thousands = make_version_1(path, queries=3000), 0, 1
+    while True:
+        done = subprocess.run([sys.executable, "-c", MIGRATOR, str(path), str(thousands)], timeout=60)
+        db = sqlite3.connect(path)
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        assert db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
+        assert contents(db) == before
+        names = {row[0] for row in db.execute("SELECT name FROM sqlite_master")}
+        db.close()
+        assert names.isdisjoint({"old_scores", "old_texts", "old_routes"})
+        if done.returncode == 0:
+            break
+        assert (done.returncode, version) == (-signal.SIGKILL, 1)
+        kills, thousands = kills + 1, 3 * thousands
+    assert version == SCHEMA_VERSION
+    assert kills >= 4
+
+
+# --- Size -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_what_a_report_asks_is_answered_at_once_and_no_row_is_lost_on_the_way() -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (extra `cpu`)")
+    script = Path(__file__).parent.parent / "recipes" / "benchmarks" / "ledger.py"
+    command = [sys.executable, str(script), "--rows", "20000", "--samples", "300", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert figures["rows_lost"] == figures["rows_lost_by_trim"] == 0
+    assert figures["slowest_question_s"] < 2 and figures["trim_a_step_s"] < 1
+    assert figures["texts_dropped"] > 1000 and figures["grown_to_bare"] < 1.1

@@ -33,23 +33,24 @@ from verl_rlar.types import Kind, Query, Route, RoutePart, Sample, Score, Snapsh
 SCHEMA_VERSION = 2
 FILE_NAME = "ledger.sqlite"
 
-_SCHEMA = """
+_FIRST = """
 CREATE TABLE attempts (
     attempt INTEGER PRIMARY KEY, token TEXT NOT NULL UNIQUE, started REAL NOT NULL
 );
 CREATE TABLE tools (
     digest TEXT PRIMARY KEY, name TEXT NOT NULL, kind TEXT NOT NULL, spec TEXT NOT NULL
 ) WITHOUT ROWID;
+"""
+"""What version 2 has as version 1 had it."""
+_SECOND = """
 CREATE TABLE scores (
     attempt INTEGER NOT NULL, split TEXT NOT NULL, step INTEGER NOT NULL, uid TEXT NOT NULL, session INTEGER NOT NULL,
     query TEXT NOT NULL, data_source TEXT NOT NULL, snapshot TEXT NOT NULL, route TEXT NOT NULL,
     outcome TEXT NOT NULL, value REAL, sent REAL NOT NULL, sent_as TEXT NOT NULL, reason TEXT NOT NULL,
     parts TEXT NOT NULL, response TEXT, received REAL NOT NULL, seconds REAL NOT NULL,
     PRIMARY KEY (attempt, uid, session)
-) WITHOUT ROWID;
-"""
-"""What stays as version 1 had it."""
-_SINCE_2 = """
+);
+CREATE INDEX scores_by_step ON scores (split, step, attempt, uid, session, route, data_source, outcome, value, sent);
 CREATE TABLE texts (
     sha TEXT PRIMARY KEY, body BLOB NOT NULL, step INTEGER
 );
@@ -59,7 +60,6 @@ CREATE TABLE routes (
     covered INTEGER NOT NULL, parts TEXT NOT NULL, reason TEXT NOT NULL, decided REAL NOT NULL,
     PRIMARY KEY (snapshot, split, query)
 ) WITHOUT ROWID;
-CREATE INDEX scores_by_step ON scores (split, step, attempt, uid, session, route, data_source, outcome, value, sent);
 CREATE TABLE shadows (
     attempt INTEGER NOT NULL, uid TEXT NOT NULL, session INTEGER NOT NULL, digest TEXT NOT NULL, tool TEXT NOT NULL,
     step INTEGER NOT NULL, outcome TEXT NOT NULL, raw REAL, value REAL, reason TEXT NOT NULL, seconds REAL NOT NULL,
@@ -72,16 +72,20 @@ CREATE TABLE canaries (
     PRIMARY KEY (attempt, step, digest, canary)
 ) WITHOUT ROWID;
 """
-"""What version 2 has beside it. ``texts`` has row ids, so that a step's texts lie together: to be read, and to be
-dropped. ``scores_by_step`` holds all that a curve over steps is made of: at a million rows the table itself takes
-seconds to read."""
+"""What it has otherwise. ``scores`` and ``texts`` have row ids, so that those of a step lie together, to be read and to
+be dropped. ``scores_by_step`` holds all that a curve over steps is made of: of a million rows, the table itself takes
+many seconds to read."""
+_PAGE_BYTES = 8192
+"""Size of a page of a new file; with larger ones less is read apart, with smaller ones less is written twice."""
 
 _MIGRATIONS = {
     1: f"""
 DROP INDEX scores_by_step;
+ALTER TABLE scores RENAME TO old_scores;
 ALTER TABLE texts RENAME TO old_texts;
 ALTER TABLE routes RENAME TO old_routes;
-{_SINCE_2}
+{_SECOND}
+INSERT INTO scores SELECT * FROM old_scores ORDER BY step;
 INSERT INTO texts
     SELECT sha, body, latest.step
     FROM old_texts LEFT JOIN (SELECT response, MAX(step) AS step FROM scores GROUP BY response) AS latest
@@ -89,6 +93,7 @@ INSERT INTO texts
 INSERT INTO routes
     SELECT snapshot, split.name, query, old_routes.name, kind, covered, parts, reason, decided
     FROM old_routes, (SELECT 'train' AS name UNION ALL SELECT 'val') AS split;
+DROP TABLE old_scores;
 DROP TABLE old_texts;
 DROP TABLE old_routes;
 """
@@ -151,10 +156,11 @@ class Ledger:
         with _explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+            self._db.execute(f"PRAGMA page_size={_PAGE_BYTES}")
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._bring_up(self._db.execute("PRAGMA user_version").fetchone()[0])
             with self._transaction():
+                self._bring_up()
                 self._db.execute("INSERT OR IGNORE INTO attempts (token, started) VALUES (?, ?)", (token, time.time()))
         self.attempt: int = self._db.execute("SELECT attempt FROM attempts WHERE token = ?", (token,)).fetchone()[0]
 
@@ -167,16 +173,16 @@ class Ledger:
     def close(self) -> None:
         self._db.close()
 
-    def _bring_up(self, version: int) -> None:
-        """Makes the schema, or brings an older one up, in one transaction."""
+    def _bring_up(self) -> None:
+        """Makes the schema, or brings an older one up."""
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version not in (0, *_MIGRATIONS):
             _check_version(self.path, version)
             return
-        with self._transaction():
-            made = [_SCHEMA, _SINCE_2] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
-            for statement in ";".join(made).split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        made = [_FIRST, _SECOND] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
+        for statement in ";".join(made).split(";"):
+            self._db.execute(statement)
+        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def add_tools(self, snapshot: Snapshot) -> None:
         """Keeps the specs of a snapshot's tools, those in the shadow included."""

@@ -7,8 +7,8 @@ only writer of the library and the ledger. `Service` is plain Python; a `Client`
 actor. What needs a sandbox runs in another actor, one on each node that has reward workers: `Boxes` is the way to it.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
-nothing twice; Ray starts a dead service again and clients try until their deadline, so its death costs a moment; every
-wait has a deadline; a full disk delays rows, it does not stop the training. The code of a verifier travels with its
+nothing twice; Ray starts a dead service again, or, where the process that started it is gone, too, the first client that
+misses it; clients try until their deadline, so its death costs a moment; every wait has a deadline; a full disk delays rows, it does not stop the training. The code of a verifier travels with its
 call, so a node needs neither the library's folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
@@ -108,6 +108,7 @@ class Service:
 
     def __init__(self, config: RlarConfig, token: str) -> None:
         self._config = config
+        self._token = token
         tools = trusted_tools(config)
         self._library = Library(library_path(config), wait_s=config.library.wait_s)
         self._library.begin(tools, token)
@@ -238,6 +239,10 @@ class Service:
                 "plan` shows which rows no tool fits), or raise the limit; training resumes from the last checkpoint."
             )
 
+    async def token(self) -> str:
+        """What this start of training is named by; whoever starts the service again gives it the same."""
+        return self._token
+
     async def pid(self) -> int:
         """The service's process id, for those who want to see it die."""
         return os.getpid()
@@ -334,11 +339,10 @@ class Client:
 
     def __init__(self, config: RlarConfig) -> None:
         self._config = config
-        service: Any = ray.remote(Service)
-        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": 10_000}
-        self._actor = service.options(num_cpus=0, **options).remote(config, uuid.uuid4().hex)
+        self._token = uuid.uuid4().hex
+        self._actor = self._start()
         try:
-            ray.get(self._actor.pid.remote(), timeout=START_TIMEOUT_S)
+            self._token = ray.get(self._actor.token.remote(), timeout=START_TIMEOUT_S)
         except ray.exceptions.RayActorError as error:
             raise ServiceUnreachable(f"the rlar service cannot start: {str(error).strip().splitlines()[-1]}") from error
         except ray.exceptions.GetTimeoutError as error:
@@ -421,6 +425,14 @@ class Client:
             raise
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
             logger.warning("step %d begins without its check: the service does not answer (%s)", step, error)
+            self._actor = _same_or(self._actor, self._start())
+
+    def _start(self) -> Any:
+        """The service. Started if there is none: Ray ends an actor for good with the process that started it, and then
+        whoever misses it first starts it again, with the token that it had."""
+        service: Any = ray.remote(Service)
+        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": 10_000}
+        return service.options(num_cpus=0, **options).remote(self._config, self._token)
 
     async def _send(self) -> None:
         while self._rows:
@@ -446,6 +458,13 @@ class Client:
                         f"the rlar service did not answer `{method}` within {timeout_s:g} s ({type(error).__name__})"
                     ) from error
                 await asyncio.sleep(RECONNECT_S)
+                self._actor = _same_or(self._actor, self._start())
+
+
+def _same_or(held: Any, found: Any) -> Any:
+    """Of two handles the first, as long as both are of one actor: Ray ends an actor when the handle that its start gave
+    is forgotten, and one that was found by name does not count."""
+    return held if held == found else found
 
 
 class _Remote:
@@ -512,6 +531,7 @@ class Boxes:
                         f"{spec.name}: this node's actor for boxes is gone ({type(error).__name__})"
                     ) from None
                 await asyncio.sleep(RECONNECT_S)
+                self._actor = _same_or(self._actor, self._start())
             except (TimeoutError, asyncio.TimeoutError):
                 raise ToolTimeout(f"{spec.name}: this node's actor for boxes did not answer in {limit:g} s") from None
 
