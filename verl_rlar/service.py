@@ -7,9 +7,10 @@ only writer of the library and the ledger. `Service` is plain Python; a `Client`
 actor. What needs a sandbox runs in another actor, one on each node that has reward workers: `Boxes` is the way to it.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
-nothing twice; Ray starts a dead service again, or, where the process that started it is gone, too, the first client that
-misses it; clients try until their deadline, so its death costs a moment; every wait has a deadline; a full disk delays rows, it does not stop the training. The code of a verifier travels with its
-call, so a node needs neither the library's folder nor a memory of its own.
+nothing twice; Ray starts a dead service again, or, where the process that started it is gone, too, the first client
+that misses it; clients try until their deadline, so its death costs a moment; every wait has a deadline; a full disk
+delays rows, it does not stop the training. The code of a verifier travels with its call, so a node needs neither the
+library's folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
 `verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
