@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import pickle
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,8 +21,8 @@ from typing import Any
 import pytest
 from hub_repos import bare, change_config, write_tensors
 from hub_server import HubServer, cuts, drips, hangs, lies, says
-from huggingface_hub import snapshot_download
-from hypothesis import given
+from huggingface_hub import scan_cache_dir, snapshot_download
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_rlar.config import HubConfig
@@ -81,6 +85,43 @@ def stop() -> Iterator[threading.Event]:
     event.set()
 
 
+def test_the_hubs_own_client_takes_the_stand_in_for_the_hub(server: HubServer, tmp_path: Path) -> None:
+    script = f"""
+import json
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+api = HfApi()
+models = list(api.list_models(filter=["reward-model", "license:apache-2.0"], search="reward", sort="downloads"))
+info = api.model_info("{GOOD}", files_metadata=True)
+tree = {{entry.path: entry.size for entry in api.list_repo_tree("{GOOD}", recursive=True)}}
+header = api.get_safetensors_metadata("{GOOD}")
+place = snapshot_download("{GOOD}", revision=info.sha, allow_patterns=["*.json", "*.safetensors"])
+errors = []
+for ask in (lambda: api.model_info("lab/none"), lambda: api.model_info("{GOOD}", revision="none")):
+    try:
+        ask()
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        errors.append(type(error).__name__)
+lfs = next(file.lfs.sha256 for file in info.siblings if file.lfs)
+print(json.dumps([[m.id for m in models], info.sha, tree, sum(header.parameter_count.values()), place, errors, lfs]))
+"""
+    server.page_size = 1
+    environment = os.environ | {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    models, sha, tree, parameters, place, errors, lfs = json.loads(done.stdout)
+    assert models == [OTHER, GOOD] and sha == server.commit(GOOD)
+    assert tree["model.safetensors"] == (Path(place) / "model.safetensors").stat().st_size and parameters == 8_736
+    assert hashlib.sha256((Path(place) / "model.safetensors").read_bytes()).hexdigest() == lfs
+    assert errors == ["RepositoryNotFoundError", "RevisionNotFoundError"]
+
+
 # search
 
 
@@ -123,7 +164,7 @@ def test_a_search_that_fails_does_not_stop_the_others_but_all_of_them_do(make_hu
 
 def test_a_model_is_read_at_one_commit_and_of_its_weights_only_the_header(hub: Hub, server: HubServer) -> None:
     model = hub.inspect(GOOD)
-    assert model.commit == server.commit(GOOD) and not model.faults and not model.unread
+    assert model.commit == server.commit(GOOD) and not model.faults and not model.closed
     assert model.config and model.config["model_type"] == "llama"
     assert model.card.startswith("---\nlicense: apache-2.0") and model.licence_text.startswith("Apache")
     assert model.tensors and model.tensors["score.weight"].shape == (1, 16)
@@ -203,11 +244,11 @@ def test_a_gated_model_is_known_as_such_and_opens_with_the_token(
     server.refresh()
     monkeypatch.delenv("MY_HUB_TOKEN", raising=False)
     closed = make_hub(token_env="MY_HUB_TOKEN").inspect("lab/gated")
-    assert closed.facts.gated and closed.config is None and "MY_HUB_TOKEN" in closed.unread
+    assert closed.facts.gated and closed.config is None and "MY_HUB_TOKEN" in closed.closed
     monkeypatch.setenv("MY_HUB_TOKEN", "hf_right")
     server.tokens = {"hf_right"}
     opened = make_hub(token_env="MY_HUB_TOKEN").inspect("lab/gated")
-    assert opened.config and not opened.unread
+    assert opened.config and not opened.closed
     server.tokens = {"hf_other"}
     with pytest.raises(HubGated, match="gated"):
         make_hub(token_env="MY_HUB_TOKEN").fetch(opened)
@@ -311,6 +352,12 @@ def test_another_commit_than_the_one_that_was_asked_for_is_an_error(hub: Hub, se
         hub.inspect(GOOD, commit)
 
 
+def test_the_endpoint_may_come_from_the_environment(server: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    with Hub(HubConfig(offline=False)) as hub:
+        assert hub.inspect(GOOD).commit == server.commit(GOOD)
+
+
 def test_an_endpoint_must_be_an_address() -> None:
     with pytest.raises(ConfigError, match=r"rlar\.hub\.endpoint"):
         Hub(HubConfig(endpoint="huggingface.co"))
@@ -381,6 +428,8 @@ def test_the_cache_is_the_hubs_own(hub: Hub, tmp_path: Path) -> None:
     place = hub.fetch(model)
     settings: dict[str, Any] = {"revision": model.commit, "cache_dir": tmp_path / "cache", "local_files_only": True}
     assert snapshot_download(GOOD, **settings) == str(place)
+    scanned = scan_cache_dir(tmp_path / "cache")
+    assert not scanned.warnings and [repo.repo_id for repo in scanned.repos] == [GOOD]
 
 
 def test_two_models_with_the_same_weights_are_both_there(hub: Hub) -> None:
@@ -478,6 +527,10 @@ def test_a_model_without_safetensors_or_without_room_is_not_downloaded(hub: Hub,
         hub.fetch(replace(model, weights=()))
     with pytest.raises(HubError, match="GiB are free"):
         hub.fetch(replace(model, weights=(HubFile(path="model.safetensors", size=1 << 60, sha256="0" * 64),)))
+    for facts in (replace(model.facts, repo="../../x"), replace(model.facts, commit="../x")):
+        with pytest.raises(HubError, match="no repository at a commit"):
+            hub.fetch(replace(model, facts=facts))
+        assert hub.local(facts.repo, facts.commit) is None
     with pytest.raises(HubMismatch, match="no hash"):
         hub.fetch(replace(model, weights=(HubFile(path="model.safetensors", size=5),)))
     assert not server.asked(WEIGHTS)[before:]
@@ -503,6 +556,7 @@ def test_progress_ends_with_all_bytes(hub: Hub) -> None:
 # headers of safetensors files
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.integers(0, 300))
 def test_a_header_of_any_bytes_is_read_or_refused(header: bytes, size: int) -> None:
     try:
@@ -525,6 +579,7 @@ entries = st.dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(entries, st.integers(0, 100))
 def test_a_header_of_any_entries_is_read_or_refused(content: dict[str, Any], size: int) -> None:
     try:

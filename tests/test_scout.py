@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 pytest.importorskip("transformers", reason="transformers is not installed (extra `cpu`)")
-from hub_repos import HOSTILE, TRAINED, build, encode, pairs_of
+from hub_repos import HOSTILE, TRAINED, bare, build, change_config, encode, pairs_of
 from hub_server import HubServer, says
 
 from verl_rlar.agents.scout import BY, Findings, brief_of, scout
@@ -117,6 +117,21 @@ def test_what_was_proposed_loads_from_its_folder_and_scores_as_it_learned(hub: H
         better, worse = model(**encode(tokenizer, prompts * 2, good + bad)).logits[:, 0].chunk(2)
     assert (better > worse).float().mean() > 0.8
     assert len(server.requests) == before
+
+
+def test_many_hostile_and_popular_ones_do_not_crowd_out_a_good_one(tmp_path: Path) -> None:
+    for number in range(40):
+        change_config(bare(tmp_path / f"crowd/chat-reward-{number}", downloads=10**6, likes=999), auto_map={"A": "x.Y"})
+    bare(tmp_path / "honest/reward-model", downloads=5)
+    with HubServer(tmp_path) as server, Hub(HubConfig(endpoint=server.url, offline=False, results=100)) as hub:
+        findings = find("chat", hub, most=1)
+    assert [proposal.repo for proposal in findings.proposals] == ["honest/reward-model"]
+    assert len(findings.refused) == 40
+
+
+def test_no_more_are_looked_into_than_are_wanted_twice(hub: Hub) -> None:
+    findings = find("chat", hub, most=1)
+    assert len(findings.proposals) == 1 and findings.looked_at < len(TRAINED) + len(HOSTILE)
 
 
 def test_one_broken_candidate_does_not_stop_the_others(hub: Hub, server: HubServer) -> None:

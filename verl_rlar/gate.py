@@ -58,6 +58,13 @@ HARMLESS: Mapping[str, tuple[str, ...]] = {
 """Values that are allowed under such a name all the same, beside null and false."""
 SIZES = re.compile(r"\w*(?:_size|_layers?|_heads?|_dim|_positions?|position_embeddings|_embd|_inner|dim)")
 """Names of numbers that memory is taken by."""
+FUNCTIONS = {
+    "sentence_transformers": re.compile(r"torch\.nn\.modules\.(?:activation\.[A-Z]\w+|linear\.Identity)|[\d.]+"),
+    "sbert_ce_default_activation_function": re.compile(
+        r"torch\.nn\.modules\.(?:activation\.[A-Z]\w+|linear\.Identity)"
+    ),
+}
+"""Fields in which sentence-transformers names a function, and what is allowed there: torch's own activations."""
 LARGEST_SIZE, LARGEST_NUMBER = 1 << 24, 1 << 31
 TEXT_LENGTH, ENTRIES = 200, 4096
 """Longest text in a config, and most entries of a list or mapping."""
@@ -192,7 +199,7 @@ ORDERS = re.compile(
     r"\b(?:agents?|LLMs?|AI|language models?|automated|scouts?|bots?)\b"
     r"|\b(?:must|always|only)\b[^.!?]{0,20}\b(?:select|choose|rank|propose|recommend|pick|approve|admit)\b[^.!?]{0,20}"
     r"\bthis (?:model|repository|repo|checkpoint)\b"
-    r"|\b(?:call|use|invoke)\b[^.!?]{0,20}\b(?:propose|final_answer|search_models|read_card)\b",
+    r"|\b(?:call|use|invoke)\b[^.!?]{0,20}\b(?:propose|search_models|model_info|read_card|read_config)\b",
     re.IGNORECASE,
 )
 """Phrases in which a card gives orders to whoever reads it by machine."""
@@ -242,7 +249,9 @@ class Report:
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why it is refused; empty if it is not."""
-        return tuple(f"{check.name}: {check.reason}" for check in self.checks if check.ok is False)
+        refused = [check for check in self.checks if check.ok is False]
+        refused = refused or [check for check in self.checks if check.ok is None]
+        return tuple(f"{check.name}: {check.reason}" for check in refused)
 
     def as_dict(self) -> dict[str, Any]:
         """The report for JSON."""
@@ -293,8 +302,8 @@ def check(model: HubModel, config: HubConfig) -> Report:
 def _access(model: HubModel, config: HubConfig) -> str:
     if model.facts.disabled:
         raise _Refused("the hub has disabled it")
-    if model.unread and (model.facts.gated or model.facts.private):
-        raise _Refused(f"gated: accept its terms on its page, and set a token that may read it in {config.token_env}")
+    if model.closed:
+        raise _Refused(f"gated: {model.closed}" if model.facts.gated else model.closed)
     return "it can be read"
 
 
@@ -337,7 +346,7 @@ def _safetensors(model: HubModel, config: HubConfig) -> str:
         raise _Refused(f"{INDEX}: {fault}")
     if pickles := [file.path for file in model.files if PICKLES.fullmatch(file.path)]:
         raise _Refused(f"no {WEIGHTS}, only {pickles[0][:80]!r}: loading such a file can run code")
-    if model.unread:
+    if model.closed:
         raise _Unknown("its files could not be read")
     raise _Refused(f"there is no {WEIGHTS}")
 
@@ -356,7 +365,7 @@ def _config(model: HubModel, config: HubConfig) -> str:
         if fault := (model.faults or {}).get(path):
             raise _Refused(f"{path}: {fault}")
     if model.config is None:
-        if model.unread:
+        if model.closed:
             raise _Unknown("it could not be read")
         raise _Refused(f"there is no {CONFIG}")
     return f"{len(model.config)} fields"
@@ -415,7 +424,11 @@ def _fields(model: HubModel, config: HubConfig) -> str:
             raise _Refused(f"{name[:80]!r}: a field that can make a loader fetch or run something")
     known = COMMON_FIELDS | HARMLESS.keys() | _family(model)[0].fields
     for name, value in model.config.items():
-        if isinstance(value, (str, list, dict)) and name not in known:
+        if name in FUNCTIONS:
+            texts = value.values() if isinstance(value, dict) else [value]
+            if not all(isinstance(text, str) and FUNCTIONS[name].fullmatch(text) for text in texts):
+                raise _Refused(f"{name!r}: it names something else than an activation of torch's")
+        elif isinstance(value, (str, list, dict)) and name not in known:
             raise _Refused(f"{name[:80]!r}: an unknown field with a {type(value).__name__}")
         _harmless(name, value)
     return "all are known or harmless"
@@ -442,7 +455,7 @@ def _header(model: HubModel, config: HubConfig) -> str:
         if fault := (model.faults or {}).get(file.path):
             raise _Refused(f"{file.path}: {fault}")
     if model.tensors is None:
-        raise _Unknown(model.unread or "no weights")
+        raise _Unknown("no weights, or too large ones")
     return f"{len(model.tensors)} tensors, {_parameters(model.tensors):,} parameters"
 
 
@@ -501,7 +514,7 @@ def _claims(model: HubModel, config: HubConfig) -> str:
 def _card(model: HubModel, config: HubConfig) -> str:
     if model.repo in config.read_cards:
         return "you have read it (rlar.hub.read_cards)"
-    if found := HIDDEN.search(model.card) or ORDERS.search(re.sub(r"[\s*_`>#]+", " ", model.card)):
+    if found := HIDDEN.search(model.card) or ORDERS.search(re.sub(r"[\s*`>#]+", " ", model.card)):
         quote = "".join(c if c.isprintable() else " " for c in found.group())[:120]
         raise _Refused(
             f"it seems to give orders to an agent: {quote!r}; if it does not, name the repository in "

@@ -41,6 +41,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
+from uuid import uuid4
 
 import httpx
 from huggingface_hub import constants
@@ -260,8 +261,10 @@ class Hub:
         what = f"{repo} at {revision}" if revision else repo
         info = _json(self._asked(lambda: self._read(url, what=what, params=params)).body, what)
         facts = facts_of(info)
-        if facts is None or not COMMIT.fullmatch(facts.commit) or facts.repo.lower() != repo.lower():
-            raise HubMismatch(f"{what}: {self.endpoint} answered with something else than this model and its commit")
+        if facts is None or not facts.commit:
+            raise HubMismatch(f"{what}: {self.endpoint} answered with no model and its commit: is it a hub?")
+        if facts.repo.lower() != repo.lower():
+            raise HubMismatch(f"{what}: the hub answered with {facts.repo}; if it was renamed, ask for that name")
         if revision and COMMIT.fullmatch(revision) and facts.commit != revision:
             raise HubMismatch(f"{what}: the hub answered with commit {facts.commit}")
         return self._look_into(facts, files_of(info))
@@ -292,7 +295,7 @@ class Hub:
         weights: tuple[HubFile, ...] = ()
         tensors: Mapping[str, Tensor] | None = None
         config = tokenizer_config = None
-        card = licence_text = unread = ""
+        card = licence_text = closed = ""
         try:
             config = mapping(CONFIG, CONFIG_BYTES)
             tokenizer_config = mapping(TOKENIZER_CONFIG, 16 * CONFIG_BYTES)
@@ -303,12 +306,10 @@ class Hub:
                 weights = (by_path[WEIGHTS],)
             elif INDEX in by_path:
                 weights = shards_of(mapping(INDEX, INDEX_BYTES), by_path, faults)
-            if sum(file.size for file in weights) > self.config.max_gb * GIB:
-                unread = "the weights are too large"
-            else:
-                tensors = self._tensors(facts, weights, faults) if weights else None
+            if weights and sum(file.size for file in weights) <= self.config.max_gb * GIB:
+                tensors = self._tensors(facts, weights, faults)
         except HubGated as error:
-            unread = str(error)
+            closed = str(error)
         return HubModel(
             facts=facts,
             files=files,
@@ -318,7 +319,7 @@ class Hub:
             card=card,
             licence_text=licence_text,
             tensors=tensors,
-            unread=unread,
+            closed=closed,
             faults=faults,
         )
 
@@ -358,6 +359,8 @@ class Hub:
 
     def local(self, repo: str, commit: str) -> Path | None:
         """The folder of a model that was downloaded whole; None if it was not. The hub is not asked."""
+        if not NAME.fullmatch(repo) or not COMMIT.fullmatch(commit):
+            return None
         storage = self._storage(repo)
         try:
             listed = json.loads((storage / "rlar" / f"{commit}.json").read_text())
@@ -384,6 +387,8 @@ class Hub:
         """
         if cached := self.local(model.repo, model.commit):
             return cached
+        if not NAME.fullmatch(model.repo) or not COMMIT.fullmatch(model.commit):
+            raise HubError(f"{model.repo[:200]!r} at {model.commit[:80]!r} is no repository at a commit")
         if not model.weights:
             raise HubError(f"{model.repo} has no weights in safetensors that could be loaded; nothing was downloaded")
         storage = self._storage(model.repo)
@@ -412,7 +417,7 @@ class Hub:
                 self._download(model, file, storage, deadline, on_bytes)
             record = [{"path": file.path, "size": file.size} for file in model.wanted]
             place = storage / "rlar" / f"{model.commit}.json"
-            aside = place.with_suffix(f".{os.getpid()}")
+            aside = place.with_suffix(f".{uuid4().hex}")
             aside.write_text(json.dumps(record))
             os.replace(aside, place)
         except OSError as error:
@@ -446,7 +451,7 @@ class Hub:
         except TimeoutError:
             raise HubUnreachable(f"{what}: another process downloads it, and was not done in time") from None
         link = storage / "snapshots" / model.commit / file.path
-        aside = link.with_name(f".{link.name}.{os.getpid()}")
+        aside = link.with_name(f".{uuid4().hex}")
         try:
             aside.symlink_to(os.path.relpath(blob, link.parent))
         except OSError:  # a file system without links
@@ -463,12 +468,11 @@ class Hub:
                 done = sink.truncate(0)
             if done == file.size:
                 return
-            on_bytes(done)
             headers = {"range": f"bytes={done}-"} if done else {}
             with self._open(url, what, headers=headers, commit=model.commit, size=file.size) as response:
                 if done and not _starts_at(response, done):
-                    on_bytes(-done)
                     done = sink.truncate(0)
+                on_bytes(done)
                 for chunk in self._chunks(response, what, deadline):
                     if done + len(chunk) > file.size:
                         sink.truncate(0)

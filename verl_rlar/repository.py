@@ -114,9 +114,9 @@ class HubModel:
     licence_text: str = ""
     """The beginning of the licence file, if there is one."""
     tensors: Mapping[str, Tensor] | None = None
-    """Every tensor of `weights`, by name. None: the headers were not read, `faults` or `unread` says why."""
-    unread: str = ""
-    """Why files were not looked into; empty if they were."""
+    """Every tensor of `weights`, by name. None: a header is broken (`faults`), or they are too large to look at."""
+    closed: str = ""
+    """Why the hub does not let us read the files; empty if it does."""
     faults: Mapping[str, str] | None = None
     """What is wrong with a file, by its path."""
 

@@ -6,7 +6,8 @@ gate judge every candidate, and ranks those that pass by topic, languages, use, 
 proposal comes with receipts: why, from where, under which licence, how large, how it scores, and the gate's report.
 
 Guarantees: deterministic for what the hub says and `now`; no weights are downloaded; one candidate whose repository is
-broken or gone does not stop the others; figures that a card claims (benchmarks) count for nothing.
+broken or gone does not stop the others, and some dozens of bad ones do not crowd out a good one; figures that a card
+claims (benchmarks) count for nothing.
 
 Not covered: whether a model is good at the task. Metadata cannot say: a model whose score is upside down, or one that
 likes long answers, ranks like another one. The exam is for that. Topics are known in English.
@@ -81,8 +82,8 @@ SAMPLES = 256
 """Most queries that are looked at."""
 LEAST_SHARE = 0.1
 """Share of the queries from which on a kind of query is part of the task."""
-CANDIDATES = 24
-"""Most models that are looked into."""
+LOOKS = 64
+"""Most models that are looked into; fewer, if twice as many as are wanted have passed."""
 
 SCORING_TEXT: Mapping[Scoring, str] = {
     "one_logit": "one logit",
@@ -265,9 +266,11 @@ def scout(
     faults = list(results.faults)
     proposals: list[Proposal] = []
     refused: list[Refusal] = []
-    chosen = candidates[: max(CANDIDATES, 2 * most)]
+    chosen = candidates[: max(LOOKS, 2 * most)]
     looked_at = 0
     for facts in chosen:
+        if len(proposals) == 2 * most:
+            break
         progress("look", looked_at, len(chosen))
         try:
             model = hub.inspect(facts.repo, facts.commit or None)
@@ -283,10 +286,7 @@ def scout(
         if report.ok:
             proposals.append(_proposal(brief, model, report, now))
         else:
-            refused.append(
-                Refusal(repo=model.repo, commit=model.commit, reasons=report.reasons, report=report),
-            )
-    progress("look", looked_at, len(chosen))
+            refused.append(Refusal(repo=model.repo, commit=model.commit, reasons=report.reasons, report=report))
     proposals.sort(key=lambda proposal: (-proposal.value, proposal.repo))
     return Findings(
         brief=brief,
