@@ -12,13 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__", "types", "errors", "config", "calibration"),
-    ("rows", "row_files", "streams", "features", "ledger", "sandbox"),
+    ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
     ("tools",),
     ("library", "scoring", "trusted"),
     ("router",),
     ("dispatcher",),
     ("planning",),
-    ("exam", "life", "inbox"),
+    ("exam", "life", "inbox", "agents"),
     ("shadow", "export", "replay"),
     ("service",),
     ("cpu", "plugin", "trainer", "reward_manager", "cli", "__main__"),
@@ -28,12 +28,13 @@ LEVELS: tuple[tuple[str, ...], ...] = (
 ONLY_IN = {
     "ray": {"service.py", "cpu"},
     "verl": {"plugin.py", "trainer.py", "reward_manager.py", "cpu"},
-    "torch": {"cpu"},
+    "torch": {"cpu", "serving"},
     "vllm": {"cpu"},
-    "transformers": {"cpu"},
+    "transformers": {"cpu", "serving"},
     "docker": {"sandbox"},
     "omegaconf": {"plugin.py"},
     "hydra": {"plugin.py"},
+    "huggingface_hub": {"hub.py"},
 }
 
 
@@ -83,6 +84,12 @@ def test_heavy_packages_are_known_to_few_files(package: str) -> None:
         if any(name.split(".")[0] == package for name in imports(path))
     }
     assert importers <= ONLY_IN[package]
+
+
+def test_of_serving_only_the_servers_own_process_knows_torch() -> None:
+    for path in modules()["serving"]:
+        heavy = {name.split(".")[0] for name in imports(path)} & {"torch", "transformers"}
+        assert not heavy or path.name == "server.py"
 
 
 def test_every_file_says_its_licence_and_what_it_is() -> None:

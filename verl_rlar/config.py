@@ -136,6 +136,58 @@ class SandboxConfig(Section):
     """Name of the environment variable with the token that a proxy in front of that server wants. None: no token."""
 
 
+class ServingConfig(Section):
+    """Reward models that are served on this node."""
+
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """``transformers``: on the CPU, for small models. ``vllm``: on GPUs, or on the CPU by its own build."""
+    replicas: int = Field(default=1, ge=1, le=64)
+    """Servers of each model."""
+    memory_gb: float | None = Field(default=None, gt=0)
+    """Main memory for all models together, in GiB. None: half of the machine's."""
+    gpus: tuple[int, ...] = ()
+    """GPUs of this node for vLLM. Empty: its CPU build, in main memory."""
+    gpu_memory_gb: float = Field(default=80.0, gt=0)
+    """Memory of each of them, in GiB; models share a GPU as far as they fit."""
+    gpu_share: float = Field(default=0.92, gt=0, le=0.95)
+    """Share of each of them that may be used."""
+    tensor_parallel: int = Field(default=1, ge=1)
+    """GPUs of each server."""
+    vllm_args: tuple[str, ...] = ()
+    """Further arguments of ``vllm serve``."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Type that the weights are held in. ``auto``: as in their files. On CPUs that compute in bfloat16 that is about
+    twice as fast as float32."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each server of the back-end `transformers`. None: half as many as there are CPUs, since others want
+    them, too: threads that wait for each other on a busy machine cost more than they bring."""
+    batch_tokens: int | None = Field(default=None, ge=1)
+    """Most tokens that a server computes at once, padding included; one longer sequence goes alone. None: 1024 on the
+    CPU, where more bring nothing, and 8192 for vLLM."""
+    batch_wait_s: float = Field(default=0.002, ge=0)
+    """How long it lets a batch that is not full wait for more, in seconds, where there was company before."""
+    sleep: bool = False
+    """Whether vLLM is started so that it can give its memory back between steps (colocated placement); the other
+    back-end always can."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """How long the start of a server may take, in seconds."""
+    queue: int = Field(default=256, ge=1)
+    """Most calls to a server at a time, each of up to 16 conversations; who comes later waits within his deadline."""
+    drain_timeout_s: float = Field(default=300.0, gt=0)
+    """How long a model that left waits for those who still use it, in seconds; then it is stopped all the same."""
+    health_s: float = Field(default=5.0, gt=0)
+    """Every how many seconds a server is asked whether it is well, and the longest that it may take to say so."""
+    stuck_s: float = Field(default=120.0, gt=0)
+    """How long one batch may be computed until the server counts as stuck and is replaced, in seconds."""
+    golden_s: float = Field(default=300.0, gt=0)
+    """Every how many seconds a server must score conversations again whose scores are known."""
+    golden_tolerance: float = Field(default=0.02, ge=0)
+    """By how much these may differ, in raw scores, or in shares of them where they are greater than 1."""
+    restarts: int = Field(default=5, ge=0)
+    """How often a server is started again within 10 minutes, until it is given up. One whose known scores are wrong is
+    started again once."""
+
+
 class LibraryConfig(Section):
     path: str | None = None
     """Folder of the library, made if missing; None: ``library`` in `run_dir`."""
@@ -269,6 +321,48 @@ class ExamConfig(Section):
         return self.limits.model_copy(update=self.by_kind.get(kind, {}))
 
 
+class HubConfig(Section):
+    """The hub of models: where it is, and what may come from there."""
+
+    endpoint: str | None = None
+    """Address of the hub. None: the environment variable ``HF_ENDPOINT``, or the public hub."""
+    token_env: str = "HF_TOKEN"
+    """Name of the environment variable with the hub's token; it may be unset."""
+    offline: bool | None = None
+    """Whether only the cache is used. None: as the environment variable ``HF_HUB_OFFLINE`` says."""
+    cache_dir: str | None = None
+    """Folder of the downloads, in the hub's own layout. None: the hub's cache (``HF_HUB_CACHE``, ``HF_HOME``)."""
+    timeout_s: float = Field(default=20.0, gt=0)
+    """Deadline of a question, and the longest silence in a download, in seconds."""
+    download_timeout_s: float = Field(default=7200.0, gt=0)
+    """Deadline of the download of one model, in seconds; what has come by then is kept for the next try."""
+    retries: int = Field(default=3, ge=0, le=10)
+    """How often a question is asked again after HTTP 429 or 5xx."""
+    max_wait_s: float = Field(default=60.0, ge=0)
+    """Longest wait before that, in seconds; if the hub wants a longer one, the question fails."""
+    results: int = Field(default=40, ge=1, le=1000)
+    """Most models that are taken from one search."""
+    max_gb: float = Field(default=20.0, gt=0)
+    """Largest sum of a model's weights, in GiB."""
+    licences: tuple[str, ...] = (
+        "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "isc", "unlicense", "cc0-1.0", "cc-by-4.0",
+        "odc-by", "openrail", "bigscience-openrail-m",
+    )  # fmt: skip
+    """Licences that are allowed, by the hub's names (``llama3.1``, ``gemma``, ... are yours to add). Empty: all that
+    are named and not denied."""
+    denied_licences: tuple[str, ...] = ()
+    """Licences that are not allowed, whatever `licences` says."""
+    organisations: tuple[str, ...] = ()
+    """Owners of repositories that are allowed. Empty: all that are not denied."""
+    denied_organisations: tuple[str, ...] = ()
+    """Owners of repositories that are not allowed."""
+    architectures: tuple[str, ...] = ()
+    """Architectures that are allowed, of those that `verl_rlar.gate` knows, e.g. ``Qwen3ForSequenceClassification``.
+    Empty: all of these."""
+    read_cards: tuple[str, ...] = ()
+    """Repositories whose model card you have read yourself: it may look as if it gave orders to an agent."""
+
+
 class RlarConfig(Section):
     """All settings of the plugin."""
 
@@ -279,6 +373,7 @@ class RlarConfig(Section):
     scoring: ScoringConfig = ScoringConfig()
     rules: RulesConfig = RulesConfig()
     sandbox: SandboxConfig = SandboxConfig()
+    serving: ServingConfig = ServingConfig()
     tools: tuple[str, ...] = ()
     """Your own tools, as ``package.module:function``, each a function under `verl_rlar.tools.rule.rule`; trusted. Those
     of installed packages (entry points in group ``verl_rlar.tools``) come by themselves."""
@@ -287,6 +382,7 @@ class RlarConfig(Section):
     life: LifeConfig = LifeConfig()
     ledger: LedgerConfig = LedgerConfig()
     exam: ExamConfig = ExamConfig()
+    hub: HubConfig = HubConfig()
 
 
 def defaults() -> dict[str, Any]:

@@ -10,6 +10,13 @@
     ├── LedgerError                 the ledger cannot be opened, read or written
     ├── LibraryError                the library cannot be opened, read or written, or an event is not allowed in it
     │   └── LibraryBusy             ... as another process writes it
+    ├── HubError                    the hub of models, or a repository there
+    │   ├── HubUnreachable          ... does not answer, in time or without a fault of its own; or we are offline
+    │   ├── HubRateLimited          ... does not answer before a while (`retry_after_s`)
+    │   ├── HubGated                ... wants a token, another token, or that its terms are accepted
+    │   ├── HubNotFound             ... is not there (any more)
+    │   ├── HubCutShort             ... sent less than it said
+    │   └── HubMismatch             ... sent something else than it said
     ├── ServiceUnreachable          the run's service does not answer
     └── TooManyUnscored             the run stops: too large a share of responses could not be scored
 
@@ -52,6 +59,37 @@ class LibraryError(RlarError):
 
 class LibraryBusy(LibraryError):
     """Another process writes the library: in training, the service."""
+
+
+class HubError(RlarError):
+    """The hub of models could not be used. The message names the repository or file."""
+
+
+class HubUnreachable(HubError):
+    """No answer: no connection, none in time, an error of the server, or offline mode."""
+
+
+class HubRateLimited(HubError):
+    """The hub wants a pause that is longer than may be waited, or one too many times."""
+
+    retry_after_s: float | None = None
+    """What the hub asked for, in seconds; None: it did not say."""
+
+
+class HubGated(HubError):
+    """The hub does not let us at a repository: its terms must be accepted, or the token is missing or wrong."""
+
+
+class HubNotFound(HubError):
+    """A repository, commit or file is not there, or not any more."""
+
+
+class HubCutShort(HubError):
+    """A download ended early. What came is kept, and the next try goes on from there."""
+
+
+class HubMismatch(HubError):
+    """What came is not what the hub had said: other size, other content, or no reply of a hub at all."""
 
 
 class ServiceUnreachable(RlarError):

@@ -131,7 +131,7 @@ class ToolSpec:
     """Unique within a snapshot; lower case, words joined by ``_``."""
     kind: Literal["rule", "verifier", "reward_model"]
     target: str
-    """What runs. A rule: ``package.module:function``."""
+    """What runs. A rule: ``package.module:function``. A reward model: ``repo@commit``."""
     scope: Scope
     description: str
     """What it measures and when to use it, in one paragraph. Routers and people read this."""
@@ -153,13 +153,16 @@ class ToolSpec:
     """Hash of the code behind `target`, so that changed code is a changed tool."""
     calibration: Calibration | None = None
     """Map from raw scores to [0, 1] that an exam has taught; None: linear from `low` to `high`."""
+    serving: Mapping[str, Any] | None = field(default=None, hash=False)
+    """How a reward model is served and asked, JSON-like; see `verl_rlar.tools.reward_model`. None: it is none."""
 
     @cached_property
     def digest(self) -> str:
         """Identity of this version of the tool: 16 hex digits."""
         fields = asdict(self) | {"scope": [sorted(k.value for k in self.scope.kinds), self.scope.needs_reference]}
-        if self.calibration is None:
-            del fields["calibration"]
+        for name in ("calibration", "serving"):
+            if fields[name] is None:
+                del fields[name]  # as in releases that did not have it
         return content_hash(fields)[:16]
 
     def fits(self, query: Query) -> bool:

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the pool of reward models gives, against calling transformers one by one; and what an exchange of models costs.
+
+    python recipes/benchmarks/serving.py [--seconds 4] [--threads 1] [--quick] [--json]
+
+Two random models, made on the spot: a tiny one of 0.3 million parameters, where what surrounds the model counts, and a
+small one of 11 million, where the model itself does. Each is asked for responses of three lengths by three numbers of
+clients, each of which sends its next response when the last one is scored. The naive way is what one writes first: in
+one process, behind a lock, tokenize and call the model for one response. It has the same number of threads as the
+pool's server, so that what differs is batching and the cost of the way, not the share of the machine.
+
+The exchange: at a step boundary, model B takes the place of A while A is being asked. Exposed are the seconds from the
+boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake.
+
+Where vLLM is installed (extra `cpu-vllm`; on a GPU also `--gpu`), the pool with that back-end is compared with the same
+requests sent to the same server by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
+
+from verl_rlar.config import ServingConfig
+from verl_rlar.cpu.models import build_tiny
+from verl_rlar.serving import Conversation, How, Pool, ServedModel
+from verl_rlar.serving.rendering import Renderer
+from verl_rlar.serving.vllm import VllmClient, VllmReplica
+from verl_rlar.types import Message
+
+LENGTHS = (32, 128, 512)
+CLIENTS = (1, 8, 64)
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "small": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6},
+}
+STEP_S = 60.0
+"""Length of a training step that the cost of an exchange is put in relation to, in seconds; a short one."""
+GOALS = {"tiny_32_tokens_64_clients_gain": 2.0, "least_gain_of_64_clients": 0.9, "exposed_share_with_prefetch": 0.01}
+"""On a CPU. There, batches save what a call costs beside its arithmetic, and no arithmetic: a small model on long texts
+gains next to nothing, and the gain of 4 that a GPU is to reach is out of reach."""
+VLLM_GOALS = {"share_of_plain_vllm": 0.95}
+Score = Callable[[Conversation], Awaitable[float]]
+
+
+def build(folder: Path, size: str, seed: int) -> ServedModel:
+    """A random model of that size."""
+    path = folder / f"{size}-{seed}"
+    tokenizer = AutoTokenizer.from_pretrained(build_tiny(folder / "policy"))
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        **SIZES[size],
+        vocab_size=len(tokenizer),
+        num_key_value_heads=2,
+        num_labels=1,
+        max_position_embeddings=1024,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    Qwen2ForSequenceClassification(config).save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return ServedModel(name=f"bench/{path.name}@1", revision="1", path=str(path), how=How(max_length=1024))
+
+
+def conversations(tokens: int, count: int = 64) -> list[Conversation]:
+    """Different texts of about that many tokens."""
+    return [
+        (
+            Message(role="user", content="What is this?"),
+            Message(
+                role="assistant", content="".join(chr(97 + (n * 7 + i * (n + 3)) % 26) for i in range(tokens - 20))
+            ),
+        )
+        for n in range(count)
+    ]
+
+
+async def measure(score: Score, texts: list[Conversation], clients: int, seconds: float) -> tuple[float, list[float]]:
+    """Samples per second, and the latency of each in ms."""
+    for text in texts[: min(clients, 8)]:
+        await score(text)
+    times: list[float] = []
+    start = time.perf_counter()
+
+    async def client(number: int) -> None:
+        while time.perf_counter() - start < seconds:
+            before = time.perf_counter()
+            await score(texts[(number + len(times)) % len(texts)])
+            times.append(time.perf_counter() - before)
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return len(times) / (time.perf_counter() - start), [1000 * one for one in times]
+
+
+def naive(model: ServedModel) -> Score:
+    """The way one writes first."""
+    tokenizer = AutoTokenizer.from_pretrained(str(model.path))
+    network = AutoModelForSequenceClassification.from_pretrained(str(model.path), dtype=torch.float32).eval()
+    lock = asyncio.Lock()
+
+    def one(text: Conversation) -> float:
+        turns = [{"role": message.role, "content": message.content} for message in text]
+        inputs = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
+        with torch.inference_mode():
+            return float(network(**inputs).logits[0, 0])
+
+    async def score(text: Conversation) -> float:
+        async with lock:
+            return await asyncio.to_thread(one, text)
+
+    return score
+
+
+def pooled(pool: Pool, model: ServedModel) -> Score:
+    async def score(text: Conversation) -> float:
+        return (await pool.score(model, (text,), 300))[0].value
+
+    return score
+
+
+def percentiles(times: list[float]) -> tuple[float, float]:
+    """p50 and p99."""
+    cuts = statistics.quantiles(times, n=100, method="inclusive") if len(times) > 1 else times * 99
+    return cuts[49], cuts[98]
+
+
+async def throughput(size: str, args: argparse.Namespace, folder: Path, table: Table) -> dict[str, float]:
+    """The pool against the naive way."""
+    model, figures, gains = build(folder, size, 0), {}, []
+    lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
+    async with Pool(ServingConfig(threads=args.threads)) as pool:
+        await pool.ensure([model])
+        by_hand, by_pool = naive(model), pooled(pool, model)
+        text = conversations(100)[0]
+        apart = abs(await by_hand(text) - await by_pool(text))
+        cells = [(length, count) for length in lengths for count in clients]
+        for length, count in track(cells, f"{size} model", console=Console(stderr=True), transient=True):
+            texts = conversations(length)
+            slow, slow_times = await measure(by_hand, texts, count, args.seconds)
+            fast, fast_times = await measure(by_pool, texts, count, args.seconds)
+            p50, p99 = percentiles(fast_times)
+            naive_p50, naive_p99 = percentiles(slow_times)
+            name = f"{size}_{length}_tokens_{count}_clients"
+            figures |= {
+                f"{name}_per_s": fast,
+                f"{name}_naive_per_s": slow,
+                f"{name}_p50_ms": p50,
+                f"{name}_p99_ms": p99,
+            }
+            figures |= {
+                f"{name}_naive_p50_ms": naive_p50,
+                f"{name}_naive_p99_ms": naive_p99,
+                f"{name}_gain": fast / slow,
+            }
+            if count == max(clients):
+                gains.append(fast / slow)
+            row = (size, length, count, f"{fast:.0f}", f"{slow:.0f}", f"{fast / slow:.2f}", f"{p50:.1f}", f"{p99:.1f}")
+            table.add_row(*map(str, row), f"{naive_p50:.1f}", f"{naive_p99:.1f}")
+    return figures | {
+        f"gain_over_naive_{size}": statistics.geometric_mean(gains),
+        f"least_gain_{size}": min(gains),
+        f"largest_difference_{size}": apart,
+    }
+
+
+async def load(pool: Pool, model: ServedModel, text: Conversation) -> None:
+    """A client that asks without end."""
+    async with pool.lease(model):
+        while True:
+            await pool.score(model, (text,), 60)
+
+
+async def exchange(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """What a step boundary with a new model costs."""
+    first, second = build(folder, "small", 0), build(folder, "small", 1)
+    text = conversations(128)[0]
+    figures: dict[str, float] = {}
+    for name in ("without_prefetch", "with_prefetch"):
+        async with Pool(ServingConfig(threads=args.threads)) as pool:
+            await pool.ensure([first])
+            clients = [asyncio.ensure_future(load(pool, first, text)) for _ in range(4)]
+            if name == "with_prefetch":
+                start = time.perf_counter()
+                assert await pool.prefetch([second])
+                figures["prefetch_s"] = time.perf_counter() - start
+            for client in clients:
+                client.cancel()
+            await asyncio.gather(*clients, return_exceptions=True)
+            start = time.perf_counter()
+            await pool.ensure([second])
+            await pool.score(second, (text,), 60)
+            figures[f"exposed_s_{name}"] = time.perf_counter() - start
+            if name == "with_prefetch":
+                start = time.perf_counter()
+                await pool.sleep()
+                figures["sleep_s"] = time.perf_counter() - start
+                start = time.perf_counter()
+                await pool.wake()
+                figures["wake_s"] = time.perf_counter() - start
+    figures["exposed_share_with_prefetch"] = figures["exposed_s_with_prefetch"] / STEP_S
+    figures["exposed_share_without_prefetch"] = figures["exposed_s_without_prefetch"] / STEP_S
+    return figures
+
+
+async def plain_vllm(args: argparse.Namespace, folder: Path) -> dict[str, float]:
+    """The pool with vLLM against the same requests to the same server, tokens ready, by hand."""
+    model = build(folder, "small", 0)
+    config = ServingConfig(backend="vllm", gpus=(0,) if args.gpu else (), batch_tokens=4096)
+    (need,) = VllmReplica.needs(model, config)
+    texts = conversations(128)
+    renderer = Renderer(AutoTokenizer.from_pretrained(str(model.path)), "sequence")
+    ids = {text: renderer.render(model.how.to_json(), [[m.role, m.content] for m in text]).ids for text in texts}
+    replica = await VllmReplica.start(model, config, ("0",), need.bytes_each)
+    client = VllmClient(model.name, replica.address, model.key)
+    try:
+
+        async def by_hand(text: Conversation) -> float:
+            return float((await client.outputs([{"input": ids[text]}], False, 60))[0][0])
+
+        plain, _ = await measure(by_hand, texts, 64, args.seconds)
+    finally:
+        await client.close()
+        await replica.stop()
+    async with Pool(config) as pool:
+        await pool.ensure([model])
+        ours, _ = await measure(pooled(pool, model), texts, 64, args.seconds)
+    return {"vllm_per_s": ours, "plain_vllm_per_s": plain, "share_of_plain_vllm": ours / plain}
+
+
+async def run(args: argparse.Namespace, folder: Path, table: Table) -> tuple[dict[str, float], dict[str, float]]:
+    figures: dict[str, float] = {}
+    for size in ("tiny", "small") if not args.quick else ("tiny",):
+        figures |= await throughput(size, args, folder, table)
+    figures["least_gain_of_64_clients"] = min(figures[name] for name in figures if name.startswith("least_gain"))
+    figures |= await exchange(args, folder)
+    goals = {name: goal for name, goal in GOALS.items() if name in figures}
+    if importlib.util.find_spec("vllm") is not None:
+        figures |= await plain_vllm(args, folder)
+        goals |= VLLM_GOALS
+    return figures, goals
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
+    parser.add_argument("--threads", type=int, default=1, help="of the server, and of the naive way")
+    parser.add_argument("--gpu", action="store_true", help="vLLM on the first GPU")
+    parser.add_argument("--quick", action="store_true", help="a part of it")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    columns = ("model", "tokens", "clients", "per s", "naive", "gain", "p50 ms", "p99 ms", "naive p50", "naive p99")
+    table = Table(*columns, title="Reward models, against calling transformers one by one", box=None)
+    with tempfile.TemporaryDirectory() as folder:
+        figures, goals = asyncio.run(run(args, Path(folder), table))
+    ok = all(figures[name] <= goal if "exposed" in name else figures[name] >= goal for name, goal in goals.items())
+    console = Console()
+    console.print(table)
+    summary = Table("figure", "value", "goal", box=None)
+    for name, value in figures.items():
+        if name in goals or "tokens" not in name:
+            sign = "<" if "exposed" in name else ">="
+            summary.add_row(name, f"{value:.3f}", f"{sign} {goals[name]:g}" if name in goals else "")
+    console.print(summary)
+    if args.json:
+        wanted: dict[str, Any] = {
+            name: f"{'<=' if 'exposed' in name else '>='} {goal:g}" for name, goal in goals.items()
+        }
+        print(json.dumps({"name": "serving", "figures": figures, "goals": wanted, "ok": ok}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

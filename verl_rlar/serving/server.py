@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The process that loads a reward model from a folder and computes with it: the only file here that imports torch.
+
+It is started by `verl_rlar.serving.transformers`, which holds the other end of its one socket. Lines of JSON go both
+ways. It says ``{"ready": {...}}`` or ``{"failed": text}`` once, and then answers:
+
+    {"id": 1, "ask": {how}, "conversations": [[[role, text], ...], ...]}    {"id": 1, "answers": [{...}, ...]}
+    {"id": 2, "render": {how}, "conversations": [...]}                      {"id": 2, "rendered": [{...}, ...]}
+    {"id": 3, "ping": true}                                                 {"id": 3, "busy_s": seconds}
+    {"id": 4, "sleep": true} and {"id": 5, "wake": true}                    {"id": 4, "asleep": true}
+    {"cancel": 1}                                                           (nothing)
+
+Conversations of all callers are computed in batches. A batch is formed around the one that waited longest, of others of
+like length, up to a number of tokens (padding included). While a batch is computed the next one gathers, so nothing
+waits for company unless there was some.
+
+Guarantees: from the first line on, before any file of the model is read, the process can open no socket and connect to
+nothing (seccomp, where the kernel has it; it says so in ``ready``); only a local folder is read, only safetensors, no
+code of the model's; a folder in which weights of the architecture are missing is refused, where transformers would draw
+them at random; it ends when the other end of its socket is closed.
+
+Not covered: accelerators (those are vLLM's). With batches, the last digits of a float32 score depend on the company.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import json
+import os
+import platform
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from verl_rlar.serving.rendering import Rendered, Renderer
+
+LINE_BYTES = 1 << 28
+"""Longest line that is read."""
+LEAST_FILLED = 0.7
+"""Least share of a batch's tokens that is no padding."""
+
+
+def block_network() -> bool:
+    """Denies this process, for good, to make sockets and to connect; False where the kernel cannot do that."""
+    machines = {
+        "x86_64": (0xC000003E, (41, 42)),
+        "aarch64": (0xC00000B7, (198, 203)),
+    }  # audit architecture; numbers of socket and connect
+    if sys.platform != "linux" or platform.machine() not in machines:
+        return False
+    arch, denied = machines[platform.machine()]
+    numbers = (*denied, 425)  # io_uring_setup: rings can make sockets, too
+    load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
+    allow, deny = 0x7FFF0000, 0x00050000 | 13  # EACCES
+    tests = [(equal, number) for number in numbers] + [(at_least, 0x40000000)]  # x32's calls
+    program = [(load, 0, 0, 4), (equal, 1, 0, arch), (give, 0, 0, deny), (load, 0, 0, 0)]
+    program += [(code, len(tests) - index, 0, value) for index, (code, value) in enumerate(tests)]
+    program += [(give, 0, 0, allow), (give, 0, 0, deny)]
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
+    filters = struct.pack("HxxxxxxP", len(program), ctypes.addressof(code))
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+    return prctl(38, 1, 0, 0, 0) == 0 and prctl(22, 2, ctypes.c_char_p(filters), 0, 0) == 0
+
+
+def block_network_in_python() -> None:
+    """The same for calls from Python, where the kernel does not help."""
+
+    def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in ("socket.connect", "socket.bind", "socket.sendto", "socket.getaddrinfo"):
+            raise PermissionError("this process has no network")
+
+    sys.addaudithook(refuse)
+
+
+class Model:
+    """The weights and what computes with them. Its methods block."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        import torch
+        import transformers
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self._torch = torch
+        self._settings = settings
+        self._folder = settings["path"]
+        torch.set_num_threads(settings["threads"])
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            self._folder, local_files_only=True, trust_remote_code=False
+        )
+        self.renderer = Renderer(self._tokenizer, settings["family"])
+        self._model: Any = None
+        if settings["weights"]:
+            self.load()
+
+    def load(self) -> None:
+        """Reads the weights.
+
+        Raises:
+            ValueError: Weights are missing in the folder.
+        """
+        import transformers
+
+        kinds: dict[str, Any] = {
+            "sequence": transformers.AutoModelForSequenceClassification,
+            "steps": transformers.AutoModelForTokenClassification,
+        }
+        model, found = kinds[self._settings["family"]].from_pretrained(
+            self._folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=self._settings["dtype"],
+            output_loading_info=True,
+        )
+        missing = sorted({*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])})
+        if missing:
+            raise ValueError(
+                f"the folder has no weights for {', '.join(missing[:4])}{' ...' if len(missing) > 4 else ''}: it is no "
+                f"trained {type(model).__name__}, and these would be random numbers"
+            )
+        model.eval()
+        self._config = model.config.get_text_config()
+        self._pad = self._config.pad_token_id
+        if hasattr(self._config, "use_cache"):
+            self._config.use_cache = False
+        self._model = model
+
+    def unload(self) -> None:
+        """Gives the memory of the weights back to the system."""
+        self._model = None
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim:
+            trim(0)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the other side may want to know."""
+        known: dict[str, Any] = {"pad": self._pad} if self._model is not None else {}
+        if self._model is not None:
+            known["labels"] = int(self._model.config.num_labels)
+            known["positions"] = getattr(self._config, "max_position_embeddings", None)
+            known["parameters"] = sum(weight.numel() for weight in self._model.parameters())
+        return known | {"chat_template": bool(self._tokenizer.chat_template)}
+
+    def compute(self, batch: Sequence[Rendered]) -> list[list[list[float]]]:
+        """The raw outputs, as rows of each sequence."""
+        torch, model = self._torch, self._model
+        if model is None:
+            raise ValueError("the model sleeps")
+        longest = max(len(item.ids) for item in batch)
+        pad = self._padding(batch)
+        ids = torch.full((len(batch), longest), pad)
+        mask = torch.zeros((len(batch), longest), dtype=torch.long)
+        types = torch.zeros((len(batch), longest), dtype=torch.long)
+        for row, item in enumerate(batch):
+            ids[row, : len(item.ids)] = torch.tensor(item.ids)
+            mask[row, : len(item.ids)] = 1
+            if item.types:
+                types[row, : len(item.types)] = torch.tensor(item.types)
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        if any(item.types for item in batch):
+            inputs["token_type_ids"] = types
+        with torch.inference_mode():
+            logits = model(**inputs).logits.float()
+        if self._settings["family"] == "steps":
+            return [logits[row, item.ends].tolist() for row, item in enumerate(batch)]
+        return [[row] for row in logits.tolist()]
+
+    def _padding(self, batch: Sequence[Rendered]) -> int:
+        """The token that fills up short sequences. Decoders find their last token by it, so where the model names none
+        it is one that does not occur."""
+        if self._pad is not None:
+            return int(self._pad)
+        used = {token for item in batch for token in item.ids}
+        pad = next(token for token in range(self._config.vocab_size - 1, -1, -1) if token not in used)
+        self._config.pad_token_id = pad
+        return pad
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A sequence that waits for its batch."""
+
+    rendered: Rendered
+    since: float
+    call: int
+    done: asyncio.Future[list[list[float]]]
+
+
+class Batcher:
+    """Computes what it is given, in batches; see the module."""
+
+    def __init__(self, model: Model, *, tokens: int, wait_s: float) -> None:
+        self._model = model
+        self._tokens = tokens
+        self._wait_s = wait_s
+        self._waiting: list[Waiting] = []
+        self._arrived = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rlar-model")
+        self._last = 1
+        """Size of the latest batch."""
+        self.busy_since: float | None = None
+        self.running = asyncio.Lock()
+        """Held while the model computes, or goes to sleep."""
+
+    def add(self, rendered: Rendered, call: int) -> asyncio.Future[list[list[float]]]:
+        item = Waiting(rendered, time.monotonic(), call, asyncio.get_running_loop().create_future())
+        self._waiting.append(item)
+        self._arrived.set()
+        return item.done
+
+    def cancel(self, call: int) -> None:
+        """Drops what a call that is given up still has in the queue."""
+        for item in self._waiting:
+            if item.call == call:
+                item.done.cancel()
+        self._waiting = [item for item in self._waiting if item.call != call]
+
+    async def run(self) -> None:
+        """Works for ever."""
+        while True:
+            await self._gather()
+            async with self.running:
+                batch = self._take()
+                if batch:
+                    await self._compute(batch)
+
+    async def in_thread(self, work: Any, *arguments: Any) -> Any:
+        """Runs something in the model's own thread."""
+        self.busy_since = time.monotonic()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work, *arguments)
+        finally:
+            self.busy_since = None
+
+    async def _gather(self) -> None:
+        while not self._waiting:
+            self._arrived.clear()
+            await self._arrived.wait()
+        until = self._waiting[0].since + self._wait_s
+        while (
+            self._last > 1
+            and self._waiting
+            and sum(len(item.rendered.ids) for item in self._waiting) < self._tokens
+            and (left := until - time.monotonic()) > 0
+        ):
+            self._arrived.clear()
+            try:
+                await asyncio.wait_for(self._arrived.wait(), left)
+            except (TimeoutError, asyncio.TimeoutError):
+                return
+
+    def _take(self) -> list[Waiting]:
+        """The one that waited longest, and those of like length, as far as they fit."""
+        if not self._waiting:
+            return []
+        first = self._waiting[0]
+        length = len(first.rendered.ids)
+        batch, longest, filled = [first], length, length
+        for item in sorted(self._waiting[1:], key=lambda item: abs(len(item.rendered.ids) - length)):
+            longest = max(longest, len(item.rendered.ids))
+            filled += len(item.rendered.ids)
+            padded = longest * (len(batch) + 1)
+            if padded > self._tokens or filled < LEAST_FILLED * padded:
+                break
+            batch.append(item)
+        chosen = set(map(id, batch))
+        self._waiting = [item for item in self._waiting if id(item) not in chosen]
+        self._last = len(batch)
+        return batch
+
+    async def _compute(self, batch: list[Waiting]) -> None:
+        try:
+            rows = await self.in_thread(self._model.compute, [item.rendered for item in batch])
+        except Exception as error:  # the boundary to the model: whatever it raises is an answer to its callers
+            for item in batch:
+                if not item.done.done():
+                    item.done.set_exception(ValueError(f"{type(error).__name__}: {str(error)[:300]}"))
+            return
+        for item, found in zip(batch, rows, strict=True):
+            if not item.done.done():
+                item.done.set_result(found)
+
+
+class Server:
+    """Answers the lines of one socket."""
+
+    def __init__(self, model: Model, settings: Mapping[str, Any]) -> None:
+        self._model = model
+        self._settings = settings
+        self._batcher = Batcher(model, tokens=settings["batch_tokens"], wait_s=settings["batch_wait_s"])
+        self._texts = ThreadPoolExecutor(1, thread_name_prefix="rlar-texts")
+        self._texts_since: float | None = None
+        self._calls: dict[int, asyncio.Task[None]] = {}
+
+    async def serve(self, end: socket.socket) -> None:
+        """Answers until the other end is closed."""
+        reader, self._writer = await asyncio.open_connection(sock=end, limit=LINE_BYTES)
+        working = asyncio.ensure_future(self._batcher.run())
+        self._say({"ready": self._model.about | {"network_blocked": self._settings["network_blocked"]}})
+        while line := await reader.readline():
+            message = json.loads(line)
+            if "cancel" in message:
+                self._batcher.cancel(message["cancel"])
+                if call := self._calls.get(message["cancel"]):
+                    call.cancel()
+                continue
+            self._calls[message["id"]] = asyncio.ensure_future(self._answer(message))
+        working.cancel()
+
+    def _say(self, message: Mapping[str, Any]) -> None:
+        self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def _answer(self, message: Mapping[str, Any]) -> None:
+        try:
+            said = await self._do(message)
+        except Exception as error:  # the boundary to the caller
+            said = {"error": f"{type(error).__name__}: {str(error)[:500]}"}
+        finally:
+            del self._calls[message["id"]]
+        self._say({"id": message["id"]} | said)
+
+    async def _do(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        if "ping" in message:
+            now = time.monotonic()
+            since = [start for start in (self._batcher.busy_since, self._texts_since) if start is not None]
+            return {"busy_s": now - min(since, default=now)}
+        if "sleep" in message:
+            async with self._batcher.running:
+                await self._batcher.in_thread(self._model.unload)
+            return {"asleep": True}
+        if "wake" in message:
+            async with self._batcher.running:
+                await self._batcher.in_thread(self._model.load)
+            return {"asleep": False}
+        how = message["render"] if "render" in message else message["ask"]
+        rendered = await self._render(how, message["conversations"])
+        if "render" in message:
+            return {"rendered": [{"error": item} if isinstance(item, str) else asdict(item) for item in rendered]}
+        answers = [
+            {"error": item} if isinstance(item, str) else self._batcher.add(item, message["id"]) for item in rendered
+        ]
+        for index, (item, answer) in enumerate(zip(rendered, answers, strict=True)):
+            if isinstance(item, Rendered) and isinstance(answer, asyncio.Future):
+                answers[index] = {"tokens": len(item.ids), "truncated": item.truncated} | await self._outputs(answer)
+        return {"answers": answers}
+
+    @staticmethod
+    async def _outputs(answer: asyncio.Future[list[list[float]]]) -> dict[str, Any]:
+        try:
+            return {"rows": await answer}
+        except ValueError as error:
+            return {"error": str(error)}
+
+    async def _render(self, how: Mapping[str, Any], conversations: Sequence[Any]) -> list[Rendered | str]:
+        loop = asyncio.get_running_loop()
+
+        def all_of_them() -> list[Rendered | str]:
+            found: list[Rendered | str] = []
+            for messages in conversations:
+                try:
+                    found.append(self._model.renderer.render(how, messages))
+                except Exception as error:  # the model's template says no
+                    found.append(f"{type(error).__name__}: {str(error)[:300]}")
+            return found
+
+        def timed() -> list[Rendered | str]:
+            self._texts_since = time.monotonic()
+            try:
+                return all_of_them()
+            finally:
+                self._texts_since = None
+
+        return await loop.run_in_executor(self._texts, timed)
+
+
+def main() -> None:
+    """Serves the model that the first argument describes."""
+    settings = json.loads(sys.argv[1])
+    end = socket.socket(fileno=settings["socket"])
+    blocked = block_network()
+    if not blocked:
+        block_network_in_python()
+    try:
+        model = Model(settings)
+    except Exception as error:  # whatever it is, the other side is told
+        end.sendall(json.dumps({"failed": f"{type(error).__name__}: {str(error)[:1000]}"}).encode() + b"\n")
+        sys.exit(1)
+    asyncio.run(Server(model, settings | {"network_blocked": blocked}).serve(end))
+    os._exit(0)  # whatever still computes has nobody to tell
+
+
+if __name__ == "__main__":
+    main()
