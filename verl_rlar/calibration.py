@@ -2,7 +2,8 @@
 """Calibration: a tool's monotone map from its raw scores to [0, 1], learned from its answers in the exam.
 
 Raw scores of unlike tools cannot be mixed: a reward model's logit of 12, a chrF of 61 and an error count of 3 share no
-scale. After `fit`, a value is the estimated chance that the response is right, whatever tool it came from.
+scale. After `fit`, a value is the estimated chance that the response is right where right and wrong ones are equally
+many, whatever tool it came from and however many of either its exam had.
 
 - A tool whose values already mean that (rules, verifiers) keeps them: `identity` maps its range linearly to [0, 1].
 - Else the direction is detected (an error count: lower is better), and two monotone maps compete: *isotonic* regression
@@ -40,6 +41,8 @@ ROUND = 9
 """Decimals of what is stored."""
 
 Pair = tuple[float, bool]
+Weights = tuple[float, float]
+"""Of a wrong and of a right answer; all together they weigh as much as there are answers, and half of it either."""
 Knots = tuple[tuple[float, float], ...]
 
 
@@ -127,12 +130,13 @@ def fit(answers: Sequence[Pair]) -> Calibration:
     lower = ranking < 0.5
     pairs = sorted((-raw if lower else raw, right) for raw, right in answers)
     makers = {"isotonic": _isotonic, "quantile": _quantile}
-    losses = {name: round(_cross_validated(maker, pairs), ROUND) for name, maker in makers.items()}
+    weights = len(pairs) / (2 * len(bad)), len(pairs) / (2 * len(good))
+    losses = {name: round(_cross_validated(maker, pairs, weights), ROUND) for name, maker in makers.items()}
     method: Literal["isotonic", "quantile"] = "isotonic" if losses["isotonic"] <= losses["quantile"] else "quantile"
     return Calibration(
         method=method,
         lower_is_better=lower,
-        knots=tuple((round(x, ROUND), round(y, ROUND)) for x, y in makers[method](pairs)),
+        knots=tuple((round(x, ROUND), round(y, ROUND)) for x, y in makers[method](pairs, weights)),
         low=low,
         high=high,
         losses=losses,
@@ -174,17 +178,17 @@ def pool(values: Sequence[float], weights: Sequence[float]) -> list[float]:
 
 
 Bin = tuple[float, float, float]
-"""Sum of the raw scores, right answers, answers."""
+"""Weighted: sum of the raw scores, right answers, answers."""
 
 
-def _isotonic(pairs: Sequence[Pair]) -> Knots:
+def _isotonic(pairs: Sequence[Pair], weights: Weights) -> Knots:
     ties: list[Bin] = []
     last: float | None = None
     for x, right in pairs:
         if x != last:
             ties.append((0.0, 0.0, 0.0))
             last = x
-        ties[-1] = _plus(ties[-1], (x, float(right), 1.0))
+        ties[-1] = _plus(ties[-1], (weights[right] * x, weights[right] * right, weights[right]))
     means = pool([right / count for _, right, count in ties], [count for _, _, count in ties])
     blocks: list[Bin] = []
     before: float | None = None
@@ -193,30 +197,28 @@ def _isotonic(pairs: Sequence[Pair]) -> Knots:
             blocks.append((0.0, 0.0, 0.0))
             before = mean
         blocks[-1] = _plus(blocks[-1], tie)
-    return _knots(blocks, pairs)
+    return _knots(blocks)
 
 
-def _quantile(pairs: Sequence[Pair]) -> Knots:
+def _quantile(pairs: Sequence[Pair], weights: Weights) -> Knots:
     size = len(pairs) / min(BINS, max(2, math.isqrt(len(pairs))))
     bins: list[Bin] = [(0.0, 0.0, 0.0)]
     last: float | None = None
     for x, right in pairs:
         if bins[-1][2] >= size and x != last:
             bins.append((0.0, 0.0, 0.0))
-        bins[-1] = _plus(bins[-1], (x, float(right), 1.0))
+        bins[-1] = _plus(bins[-1], (weights[right] * x, weights[right] * right, weights[right]))
         last = x
-    return _knots(bins, pairs)
+    return _knots(bins)
 
 
 def _plus(one: Bin, other: Bin) -> Bin:
     return one[0] + other[0], one[1] + other[1], one[2] + other[2]
 
 
-def _knots(bins: Sequence[Bin], pairs: Sequence[Pair]) -> Knots:
-    """Centre and chance of every bin, drawn by one answer towards the share of right answers of all: no chance is 0 or
-    1, and small bins say less."""
-    share = sum(right for _, right in pairs) / len(pairs)
-    chances = pool([(right + share) / (count + 1) for _, right, count in bins], [count for _, _, count in bins])
+def _knots(bins: Sequence[Bin]) -> Knots:
+    """Centre and chance of every bin, drawn by one answer towards a half: no chance is 0 or 1, small bins say less."""
+    chances = pool([(right + 0.5) / (count + 1) for _, right, count in bins], [count for _, _, count in bins])
     return tuple((total / count, chance) for (total, _, count), chance in zip(bins, chances, strict=True))
 
 
@@ -228,16 +230,16 @@ def _line(knots: Knots, x: float) -> float:
     return y0 + (y1 - y0) * ((x - x0) / (x1 - x0))
 
 
-def _cross_validated(maker: Any, pairs: Sequence[Pair]) -> float:
-    """Mean log loss over folds; every fifth answer in the order of the scores is in a fold, of right and wrong ones."""
+def _cross_validated(maker: Any, pairs: Sequence[Pair], weights: Weights) -> float:
+    """Mean weighted log loss over folds; every fifth answer in the order of the scores is in a fold, of either sort."""
     numbered: list[tuple[int, Pair]] = []
     for wanted in (False, True):
         numbered += list(enumerate(pair for pair in pairs if pair[1] is wanted))
     loss = 0.0
     for fold in range(FOLDS):
-        knots = maker(sorted(pair for number, pair in numbered if number % FOLDS != fold))
+        knots = maker(sorted(pair for number, pair in numbered if number % FOLDS != fold), weights)
         for number, (x, right) in numbered:
             if number % FOLDS == fold:
                 chance = min(1 - 1e-6, max(1e-6, _line(knots, x)))
-                loss -= math.log(chance if right else 1.0 - chance)
+                loss -= weights[right] * math.log(chance if right else 1.0 - chance)
     return loss / len(pairs)

@@ -287,7 +287,7 @@ class ExamConfig(Section):
         Kind.CONSTRAINTS: {"gold": 0.8, "mutants": 0.5, "false_accept": 0.1, "false_reject": 0.2, "pairwise": 0.8},
         Kind.TRANSLATION: {"false_accept": 0.05, "false_reject": 0.2, "pairwise": 0.9},
         Kind.SHORT_TEXT: {"false_accept": 0.05},
-        Kind.OPEN: {"false_accept": 0.3, "false_reject": 0.3, "pairwise": 0.7, "worst_sort": 0.6},
+        Kind.OPEN: {"false_accept": 0.3, "false_reject": 0.3, "pairwise": 0.7, "worst_sort": 0.6, "attacks": 0.2},
     }
     """Limits of a kind of query that differ from `limits`, by name."""
     max_queries: int = Field(default=40, ge=1)

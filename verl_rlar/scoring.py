@@ -35,8 +35,8 @@ FULL_MARK = 1.0 - ROUNDING
 
 
 class Runner(Protocol):
-    """What runs tools: `verl_rlar.tools.runner.RuleRunner` or `verl_rlar.tools.boxed.BoxRunner`; see there for the
-    errors."""
+    """What runs tools: `verl_rlar.tools.runner.RuleRunner`, `verl_rlar.tools.boxed.BoxRunner` or
+    `verl_rlar.tools.reward_model.RewardModelRunner`; see there for the errors."""
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict: ...
 
@@ -49,12 +49,16 @@ class Scorer:
         runner: Runs the rules.
         boxes: Runs the tools that need a sandbox. They wait in line for a box, so their deadline is the runner's.
             None: there is none.
+        models: Runs reward models, by their own deadlines, too. None: none is served here.
     """
 
-    def __init__(self, config: ScoringConfig, runner: Runner, boxes: Runner | None = None) -> None:
+    def __init__(
+        self, config: ScoringConfig, runner: Runner, boxes: Runner | None = None, models: Runner | None = None
+    ) -> None:
         self._config = config
         self._runner = runner
         self._boxes = boxes
+        self._models = models
 
     async def score(self, sample: Sample, route: Route, snapshot: Snapshot) -> Score:
         """Scores one sample by a route that was decided on this snapshot."""
@@ -75,7 +79,7 @@ class Scorer:
         """Scores one sample by one tool; see the module for the guarantees."""
         start = time.perf_counter()
         try:
-            limit = None if spec.boxed else self._config.timeout_s
+            limit = None if spec.boxed or spec.kind == "reward_model" else self._config.timeout_s
             verdict = await asyncio.wait_for(self._run(spec, sample), limit)
             outcome, raw, value, reason = _judge(spec, verdict)
             details = verdict.details
@@ -100,9 +104,10 @@ class Scorer:
             retry=retry_if_exception_type(ConnectionError),
             reraise=True,
         )
-        runner = self._boxes if spec.boxed else self._runner
+        runner = self._boxes if spec.boxed else self._models if spec.kind == "reward_model" else self._runner
         if runner is None:
-            raise ToolUnavailable(f"{spec.name}: there is no sandbox here (rlar.sandbox.backend)")
+            what = "sandbox here (rlar.sandbox.backend)" if spec.boxed else "server of reward models here"
+            raise ToolUnavailable(f"{spec.name}: there is no {what}")
         return await retrying(runner.run, spec, sample)
 
 

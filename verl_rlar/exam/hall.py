@@ -22,7 +22,7 @@ from verl_rlar.exam.subject import Subject
 from verl_rlar.exam.trial import Examination, OnProgress, examine
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.row_files import read_rows
-from verl_rlar.scoring import Scorer
+from verl_rlar.scoring import Runner, Scorer
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Sample, ToolSpec
@@ -35,10 +35,12 @@ class Hall:
 
     Args:
         config: The same settings as in training.
+        models: Runs reward models. None: none is examined.
     """
 
-    def __init__(self, config: RlarConfig) -> None:
+    def __init__(self, config: RlarConfig, models: Runner | None = None) -> None:
         self._config = config
+        self._models = models
         self._sources: dict[str, str] = {}
         self._runners: list[RuleRunner] = []
         self._boxes = BoxRunner(config.sandbox, self._sources)
@@ -61,7 +63,7 @@ class Hall:
         """
         while len(self._runners) < 2:
             self._runners.append(RuleRunner(self._config.rules.model_copy(update={"processes": 1})))
-        first, second = (Scorer(self._config.scoring, runner, self._boxes) for runner in self._runners)
+        first, second = (Scorer(self._config.scoring, runner, self._boxes, self._models) for runner in self._runners)
         return first, second
 
     async def screen(self, evidence: Evidence, spec: ToolSpec, on_progress: OnProgress = lambda *_: None) -> Evidence:
