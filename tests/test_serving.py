@@ -31,7 +31,8 @@ from verl_rlar.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailabl
 from verl_rlar.scoring import Scorer
 from verl_rlar.serving import Golden, How, Pool, ServedModel
 from verl_rlar.serving.placing import GIB, Need, parameters, place
-from verl_rlar.serving.rendering import Renderer
+from verl_rlar.serving.rendering import Rendered, Renderer
+from verl_rlar.serving.server import Model, common
 from verl_rlar.tools.reward_model import RewardModelRunner, serving
 from verl_rlar.types import Kind, Outcome, Scope, ToolSpec
 
@@ -114,6 +115,39 @@ async def test_scores_are_those_of_transformers_called_one_by_one(
     assert max(wanted) - min(wanted) > 100 * CLOSE
 
 
+@pytest.mark.parametrize(("kind", "labels", "how"), [("qwen2", 1, How()), ("llama", 2, How(form="plain", head=1))])
+async def test_groups_that_share_a_long_prompt_get_the_scores_of_each_alone(
+    pool: Pool, models: Path, kind: str, labels: int, how: How
+) -> None:
+    path = build(models, kind, labels=labels)
+    texts = [
+        talk(f"{session} " * (1 + session), prompt=f"Question {number}: " + "how many are there? " * (4 + 4 * number))
+        for session in range(8)
+        for number in range(4)
+    ]
+    found = await asyncio.gather(*(pool.score(served(path, how), [text], 60) for text in texts))
+    assert [one.value for (one,) in found] == pytest.approx(directly(path, how, texts), abs=CLOSE)
+
+
+async def test_only_decoders_compute_a_common_beginning_once(models: Path) -> None:
+    for kind, labels, shares in (("qwen2", 1, True), ("llama", 2, True), ("bert", 1, False), ("steps", 2, False)):
+        family = "steps" if kind == "steps" else "sequence"
+        path = str(build(models, kind, labels=labels))
+        model = Model({"path": path, "family": family, "threads": 1, "weights": True, "dtype": "float32"})
+        assert model.shares == shares
+        if not shares:
+            continue
+        start = [5 + number % 90 for number in range(200)]
+        batch = [Rendered(ids=[*start, *range(5, 6 + number)]) for number in range(12)]
+        padding = Rendered(ids=[*start, 0])  # read before its end, if 0 is the padding
+        apart = [row[0] for row in model.compute([batch[0], padding])]
+        assert apart[1] == pytest.approx(model.compute([padding])[0][0], abs=CLOSE)
+        assert common([item.ids for item in batch]) == 200
+        together = [row[0] for row in model.compute(batch)]
+        for item, row in zip(batch, together, strict=True):
+            assert row == pytest.approx(model.compute([item])[0][0], abs=CLOSE)
+
+
 async def test_a_process_reward_model_is_read_at_the_end_of_each_step(pool: Pool, models: Path) -> None:
     path, how = build(models, "steps", labels=2), How(form="plain", head=1, against=0)
     model = served(path, how, family="steps")
@@ -138,6 +172,12 @@ async def test_a_long_text_is_cut_on_the_side_that_was_told(pool: Pool, models: 
         kept = fast.decode(ids[-64:] if side == "left" else ids[:64])
         (wanted,) = directly(path, How(form="plain"), [(talk(kept)[1],)])
         assert scored.value == pytest.approx(wanted, abs=CLOSE)
+
+
+async def test_a_model_is_never_given_more_than_it_can_read(pool: Pool, models: Path) -> None:
+    for kind, how in (("qwen2", How(max_length=9000)), ("bert", How(form="pair", max_length=9000))):
+        (scored,) = await pool.score(served(build(models, kind), how), [talk("word " * 9000)], 60)
+        assert scored.truncated and scored.tokens == 1024
 
 
 async def test_megabytes_of_text_are_scored_in_time_and_delay_nobody(pool: Pool, qwen: ServedModel) -> None:

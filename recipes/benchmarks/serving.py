@@ -7,7 +7,8 @@ Two random models, made on the spot: a tiny one of 0.3 million parameters, where
 small one of 11 million, where the model itself does. Each is asked for responses of three lengths by three numbers of
 clients, each of which sends its next response when the last one is scored. The naive way is what one writes first: in
 one process, behind a lock, tokenize and call the model for one response. It has the same number of threads as the
-pool's server, so that what differs is batching and the cost of the way, not the share of the machine.
+pool's server, so that what differs is batching and the cost of the way, not the share of the machine. Last, groups of 8
+responses of 64 tokens to a prompt of 256, as GRPO has them: the pool computes a shared prompt once.
 
 The exchange: at a step boundary, model B takes the place of A while A is being asked. Exposed are the seconds from the
 boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake.
@@ -21,7 +22,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import itertools
 import json
+import random
 import statistics
 import sys
 import tempfile
@@ -51,9 +54,14 @@ SIZES: dict[str, dict[str, int]] = {
 }
 STEP_S = 60.0
 """Length of a training step that the cost of an exchange is put in relation to, in seconds; a short one."""
-GOALS = {"tiny_32_tokens_64_clients_gain": 2.0, "least_gain_of_64_clients": 0.9, "exposed_share_with_prefetch": 0.01}
+GOALS = {
+    "tiny_groups_gain": 1.5,
+    "tiny_32_tokens_64_clients_gain": 1.3,
+    "least_gain_of_64_clients": 0.8,
+    "exposed_share_with_prefetch": 0.01,
+}
 """On a CPU. There, batches save what a call costs beside its arithmetic, and no arithmetic: a small model on long texts
-gains next to nothing, and the gain of 4 that a GPU is to reach is out of reach."""
+gains next to nothing, unless they share their prompt, and the gain of 4 that a GPU is to reach is out of reach."""
 VLLM_GOALS = {"share_of_plain_vllm": 0.95}
 Score = Callable[[Conversation], Awaitable[float]]
 
@@ -78,34 +86,63 @@ def build(folder: Path, size: str, seed: int) -> ServedModel:
     return ServedModel(name=f"bench/{path.name}@1", revision="1", path=str(path), how=How(max_length=1024))
 
 
-def conversations(tokens: int, count: int = 64) -> list[Conversation]:
-    """Different texts of about that many tokens."""
+def letters(seed: str, tokens: int) -> str:
+    """Letters of which each is a token."""
+    chosen = random.Random(seed)
+    return "".join(chosen.choices("abcdefghijklmnopqrstuvwxyz", k=tokens))
+
+
+def conversations(tokens: int, count: int = 512) -> list[Conversation]:
+    """Different texts of about that many tokens, which begin differently."""
     return [
         (
-            Message(role="user", content="What is this?"),
-            Message(
-                role="assistant", content="".join(chr(97 + (n * 7 + i * (n + 3)) % 26) for i in range(tokens - 20))
-            ),
+            Message(role="user", content="What?"),
+            Message(role="assistant", content=letters(f"{tokens} {number}", tokens - 20)),
         )
-        for n in range(count)
+        for number in range(count)
+    ]
+
+
+def groups(tokens: int = 64, prompt: int = 256, size: int = 8, count: int = 512) -> list[Conversation]:
+    """Responses to shared prompts, one group after the other, as GRPO has them."""
+    return [
+        (
+            Message(role="user", content=letters(f"prompt {number // size}", prompt)),
+            Message(role="assistant", content=letters(f"answer {number}", tokens)),
+        )
+        for number in range(count)
     ]
 
 
 async def measure(score: Score, texts: list[Conversation], clients: int, seconds: float) -> tuple[float, list[float]]:
     """Samples per second, and the latency of each in ms."""
-    for text in texts[: min(clients, 8)]:
-        await score(text)
+    for one in texts[: min(clients, 8)]:
+        await score(one)
     times: list[float] = []
+    order = itertools.count()
     start = time.perf_counter()
 
-    async def client(number: int) -> None:
+    async def client() -> None:
         while time.perf_counter() - start < seconds:
             before = time.perf_counter()
-            await score(texts[(number + len(times)) % len(texts)])
+            await score(texts[next(order) % len(texts)])
             times.append(time.perf_counter() - before)
 
-    await asyncio.gather(*(client(number) for number in range(clients)))
+    await asyncio.gather(*(client() for _ in range(clients)))
     return len(times) / (time.perf_counter() - start), [1000 * one for one in times]
+
+
+async def in_turn(
+    one: Score, other: Score, texts: list[Conversation], clients: int, seconds: float
+) -> list[tuple[float, list[float]]]:
+    """`measure` of two ways, twice each and in turn, so that whoever else uses the machine disturbs both alike."""
+    rates: list[list[float]] = [[], []]
+    times: list[list[float]] = [[], []]
+    for way in (0, 1, 1, 0):
+        rate, found = await measure((one, other)[way], texts, clients, seconds / 2)
+        rates[way].append(rate)
+        times[way] += found
+    return [(statistics.mean(rates[way]), times[way]) for way in (0, 1)]
 
 
 def naive(model: ServedModel) -> Score:
@@ -152,8 +189,7 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
         cells = [(length, count) for length in lengths for count in clients]
         for length, count in track(cells, f"{size} model", console=Console(stderr=True), transient=True):
             texts = conversations(length)
-            slow, slow_times = await measure(by_hand, texts, count, args.seconds)
-            fast, fast_times = await measure(by_pool, texts, count, args.seconds)
+            (slow, slow_times), (fast, fast_times) = await in_turn(by_hand, by_pool, texts, count, args.seconds)
             p50, p99 = percentiles(fast_times)
             naive_p50, naive_p99 = percentiles(slow_times)
             name = f"{size}_{length}_tokens_{count}_clients"
@@ -172,6 +208,13 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
                 gains.append(fast / slow)
             row = (size, length, count, f"{fast:.0f}", f"{slow:.0f}", f"{fast / slow:.2f}", f"{p50:.1f}", f"{p99:.1f}")
             table.add_row(*map(str, row), f"{naive_p50:.1f}", f"{naive_p99:.1f}")
+        (slow, _), (fast, _) = await in_turn(by_hand, by_pool, groups(), 64, args.seconds)
+        table.add_row(size, "256 + 64", "64", f"{fast:.0f}", f"{slow:.0f}", f"{fast / slow:.2f}")
+        figures |= {
+            f"{size}_groups_per_s": fast,
+            f"{size}_groups_naive_per_s": slow,
+            f"{size}_groups_gain": fast / slow,
+        }
     return figures | {
         f"gain_over_naive_{size}": statistics.geometric_mean(gains),
         f"least_gain_{size}": min(gains),

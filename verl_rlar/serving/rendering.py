@@ -2,8 +2,9 @@
 """A conversation as the tokens that a model reads. Runs beside the model's tokenizer, in the server's process.
 
 Guarantees: what a text spells like a special token (``<|im_end|>``) is read as text, so that a response cannot end its
-turn and praise itself in the next one; a sequence is never longer than `How.max_length`, BOS and EOS included; BOS is
-never doubled, whether the template or the tokenizer brings it; any string is accepted (lone surrogates, NUL).
+turn and praise itself in the next one; a sequence is never longer than `How.max_length`, BOS and EOS included, nor than
+the model's own limit; BOS is never doubled, whether the template or the tokenizer brings it; any string is accepted
+(lone surrogates, NUL).
 
 Not covered: templates that refuse a conversation (some take no system prompt, or want turns to alternate) raise.
 """
@@ -38,6 +39,8 @@ class Renderer:
     def __init__(self, tokenizer: Any, family: str) -> None:
         self._tokenizer = tokenizer
         self._family = family
+        self.most = int(min(tokenizer.model_max_length, 1 << 30))
+        """Most tokens that the model can read, whatever a `How` says."""
         self._bos = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         self._eos = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         special = set(tokenizer.all_special_tokens)
@@ -54,6 +57,7 @@ class Renderer:
         Raises:
             Exception: Whatever the model's template raises for it.
         """
+        how = {**how, "max_length": min(how["max_length"], self.most)}
         turns = [{"role": role, "content": self._plain(text)} for role, text in messages]
         if how["system"] is not None:
             turns = [turn for turn in turns if turn["role"] != "system"]

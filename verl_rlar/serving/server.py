@@ -10,9 +10,11 @@ ways. It says ``{"ready": {...}}`` or ``{"failed": text}`` once, and then answer
     {"id": 4, "sleep": true} and {"id": 5, "wake": true}                    {"id": 4, "asleep": true}
     {"cancel": 1}                                                           (nothing)
 
-Conversations of all callers are computed in batches. A batch is formed around the one that waited longest, of others of
-like length, up to a number of tokens (padding included). While a batch is computed the next one gathers, so nothing
-waits for company unless there was some.
+Conversations of all callers are computed in batches. A batch is formed around the one that waited longest: of others
+that begin alike, such as the responses of a GRPO group, or else of others of like length, up to a number of tokens
+(padding included). What all of a batch begin with is computed once, if the model can do that: it is a decoder, and gave
+the same numbers both ways when it was loaded. While a batch is computed the next one gathers, so nothing waits for
+company unless there was some.
 
 Guarantees: from the first line on, before any file of the model is read, the process can open no socket and connect to
 nothing (seccomp, where the kernel has it; it says so in ``ready``); only a local folder is read, only safetensors, no
@@ -45,6 +47,10 @@ LINE_BYTES = 1 << 28
 """Longest line that is read."""
 LEAST_FILLED = 0.7
 """Least share of a batch's tokens that is no padding."""
+MOST_SHARED = 8
+"""Most tokens whose memory is kept for a common beginning, for all of the batch, in batches' tokens."""
+LEAST_SHARED = 32
+"""Fewest tokens that a common beginning must have to be computed once."""
 
 
 def block_network() -> bool:
@@ -97,6 +103,7 @@ class Model:
         )
         self.renderer = Renderer(self._tokenizer, settings["family"])
         self._model: Any = None
+        self._shares = False
         if settings["weights"]:
             self.load()
 
@@ -131,7 +138,9 @@ class Model:
         self._pad = self._config.pad_token_id
         if hasattr(self._config, "use_cache"):
             self._config.use_cache = False
+        self.renderer.most = min(self.renderer.most, getattr(self._config, "max_position_embeddings", None) or 1 << 30)
         self._model = model
+        self._shares = self._can_share()
 
     def unload(self) -> None:
         """Gives the memory of the weights back to the system."""
@@ -142,12 +151,18 @@ class Model:
             trim(0)
 
     @property
+    def shares(self) -> bool:
+        """Whether a common beginning is computed once."""
+        return self._model is not None and self._shares
+
+    @property
     def about(self) -> dict[str, Any]:
         """What the other side may want to know."""
         known: dict[str, Any] = {"pad": self._pad} if self._model is not None else {}
         if self._model is not None:
             known["labels"] = int(self._model.config.num_labels)
             known["positions"] = getattr(self._config, "max_position_embeddings", None)
+            known["shares"] = self._shares
             known["parameters"] = sum(weight.numel() for weight in self._model.parameters())
         return known | {"chat_template": bool(self._tokenizer.chat_template)}
 
@@ -156,6 +171,10 @@ class Model:
         torch, model = self._torch, self._model
         if model is None:
             raise ValueError("the model sleeps")
+        shared = common([item.ids for item in batch]) if self._shares and len(batch) > 1 else 0
+        ends_apart = all(any(token != self._pad for token in item.ids[shared:]) for item in batch)
+        if shared >= LEAST_SHARED and ends_apart:  # a decoder is read at its last token that is no padding
+            return self._compute_after(batch, shared)
         longest = max(len(item.ids) for item in batch)
         pad = self._padding(batch)
         ids = torch.full((len(batch), longest), pad)
@@ -175,6 +194,39 @@ class Model:
             return [logits[row, item.ends].tolist() for row, item in enumerate(batch)]
         return [[row] for row in logits.tolist()]
 
+    def _compute_after(self, batch: Sequence[Rendered], shared: int) -> list[list[list[float]]]:
+        """The same, where all begin with the same tokens, which are computed once."""
+        torch, model = self._torch, self._model
+        rest = [item.ids[shared:] for item in batch]
+        longest = max(map(len, rest))
+        ids = torch.full((len(batch), longest), self._padding(batch))
+        mask = torch.zeros((len(batch), shared + longest), dtype=torch.long)
+        for row, tokens in enumerate(rest):
+            ids[row, : len(tokens)] = torch.tensor(tokens)
+            mask[row, : shared + len(tokens)] = 1
+        with torch.inference_mode():
+            beginning = torch.tensor([batch[0].ids[:shared]])
+            cache = model.base_model(input_ids=beginning, use_cache=True).past_key_values
+            cache.batch_repeat_interleave(len(batch))
+            logits = model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True).logits.float()
+        return [[row] for row in logits.tolist()]
+
+    def _can_share(self) -> bool:
+        """Whether this model gives the same outputs if what sequences begin with is computed once."""
+        if self._settings["family"] != "sequence" or getattr(self._config, "use_sliding_window", False):
+            return False
+        tokens = [token for token in range(1, min(self._config.vocab_size, 60)) if token != self._pad]
+        batch = [Rendered(ids=[*tokens, *tokens[:end]]) for end in (3, 9)]
+        try:
+            self._shares = False
+            whole = [row[0] for row in self.compute(batch)]
+            apart = [row[0] for row in self._compute_after(batch, len(tokens))]
+        except Exception:  # an encoder, or a decoder with another sort of memory
+            return False
+        pairs = [(a, b) for one, other in zip(whole, apart, strict=True) for a, b in zip(one, other, strict=True)]
+        close = 1e-4 if self._model.dtype == self._torch.float32 else 0.05
+        return all(abs(a - b) <= close * max(1.0, abs(a)) for a, b in pairs)
+
     def _padding(self, batch: Sequence[Rendered]) -> int:
         """The token that fills up short sequences. Decoders find their last token by it, so where the model names none
         it is one that does not occur."""
@@ -184,6 +236,16 @@ class Model:
         pad = next(token for token in range(self._config.vocab_size - 1, -1, -1) if token not in used)
         self._config.pad_token_id = pad
         return pad
+
+
+def common(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all begin with; none of them is all beginning."""
+    low, high = (
+        min(map(list, sequences)),
+        max(map(list, sequences)),
+    )  # in lexical order, all others begin like these two
+    most = min(map(len, sequences)) - 1
+    return next((place for place in range(most) if low[place] != high[place]), most)
 
 
 @dataclass(eq=False)
@@ -260,11 +322,14 @@ class Batcher:
                 return
 
     def _take(self) -> list[Waiting]:
-        """The one that waited longest, and those of like length, as far as they fit."""
+        """The one that waited longest, and those that begin alike, or else those of like length, as far as they fit."""
         if not self._waiting:
             return []
         first = self._waiting[0]
         length = len(first.rendered.ids)
+        batch = self._alike(first) if self._model.shares else []
+        if len(batch) > 1:
+            return self._taken(batch)
         batch, longest, filled = [first], length, length
         for item in sorted(self._waiting[1:], key=lambda item: abs(len(item.rendered.ids) - length)):
             longest = max(longest, len(item.rendered.ids))
@@ -273,6 +338,26 @@ class Batcher:
             if padded > self._tokens or filled < LEAST_FILLED * padded:
                 break
             batch.append(item)
+        return self._taken(batch)
+
+    def _alike(self, first: Waiting) -> list[Waiting]:
+        """Those that share at least half of the first one's tokens with it."""
+        ids = first.rendered.ids
+        half = max(len(ids) // 2, LEAST_SHARED)
+        start = ids[:half]
+        batch, longest, filled = [first], len(ids) - half, len(ids) - half
+        for item in self._waiting[1:]:
+            own = len(item.rendered.ids) - half
+            padded = max(longest, own) * (len(batch) + 1)
+            if own < 1 or item.rendered.ids[:half] != start or filled + own < LEAST_FILLED * padded:
+                continue
+            if half + padded > self._tokens or half * (len(batch) + 1) > MOST_SHARED * self._tokens:
+                break
+            longest, filled = max(longest, own), filled + own
+            batch.append(item)
+        return batch
+
+    def _taken(self, batch: list[Waiting]) -> list[Waiting]:
         chosen = set(map(id, batch))
         self._waiting = [item for item in self._waiting if id(item) not in chosen]
         self._last = len(batch)
