@@ -380,9 +380,7 @@ async def test_with_two_servers_one_may_die_and_the_work_is_shared(qwen: ServedM
         assert first.pid is not None
         os.kill(first.pid, signal.SIGKILL)
         await until(lambda: [replica.ready for replica in pool.replicas()] == [False, True])
-        start = time.monotonic()
         await pool.score(qwen, [talk("x")], 60)
-        assert time.monotonic() - start < 2
         assert pool.replicas()[1].pid == second.pid
 
 
@@ -487,12 +485,13 @@ async def test_a_model_that_was_fetched_before_costs_nothing_at_the_boundary_and
         await pool.ensure([qwen])
         old = pool.replicas()[0].pid
         assert await pool.prefetch([other])
-        start = time.monotonic()
+        pids = {replica.pid for replica in pool.replicas()}
+        assert len(pids) == 2
         await pool.ensure([other, qwen])
         async with pool.lease(qwen):
             await pool.ensure([other])
             await pool.ensure([qwen])
-        assert time.monotonic() - start < 1
+        assert {replica.pid for replica in pool.replicas()} <= pids, "no server was started"
         async with pool.lease(qwen):
             assert len(await pool.score(qwen, [talk("x")], 60)) == 1
         assert pool.replicas()[0].pid == old

@@ -102,13 +102,13 @@ async def test_every_bad_answer_is_an_error_and_never_a_score(
 
 async def test_a_server_that_does_not_answer_costs_the_deadline(server: StandInVllm) -> None:
     async with serving(at(server), queue=1) as pool:
-        server.hang_s = 1.0
+        server.hang_s = 5.0
         start = time.monotonic()
         calls = [asyncio.ensure_future(pool.score(at(server), [TEXT], 0.3)) for _ in range(3)]
         errors = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(error, ToolTimeout) for error in errors)
         assert any("rlar.serving.queue=1" in str(error) for error in errors)  # there was room for one of them
-        assert time.monotonic() - start < 1.0
+        assert time.monotonic() - start < server.hang_s - 1
         server.hang_s = 0.0
         assert len(await pool.score(at(server), [TEXT], 5)) == 1
 
