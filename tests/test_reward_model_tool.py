@@ -18,7 +18,7 @@ from verl_rlar.library import spec_from_json, spec_to_json
 from verl_rlar.scoring import Scorer
 from verl_rlar.serving import Conversation, Golden, How, Scored, ServedModel
 from verl_rlar.tools.reward_model import RewardModelRunner, served_model, serving, target
-from verl_rlar.types import Kind, Message, Outcome, Scope, ToolSpec
+from verl_rlar.types import Kind, Message, Outcome, Sample, Scope, ToolSpec, Verdict
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SPEC = ToolSpec(
@@ -31,6 +31,13 @@ SPEC = ToolSpec(
     high=10,
     serving=serving(How(sign=-1), golden=(Golden(conversation=(Message(role="user", content="a"),), value=0.5),)),
 )
+
+
+class NoRules:
+    """A runner that must not be asked."""
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        raise AssertionError(spec.name)
 
 
 class Pool:
@@ -132,5 +139,6 @@ async def test_the_model_sees_the_prompt_and_the_response_within_the_tools_deadl
 async def test_a_dead_server_costs_one_retry_and_no_failure_is_a_score(
     errors: tuple[Exception, ...], outcome: Outcome, value: float | None
 ) -> None:
-    score = await Scorer(ScoringConfig(), runner(Pool(*errors))).call(SPEC, make_sample("42"))
+    models = runner(Pool(*errors))
+    score = await Scorer(ScoringConfig(), NoRules(), models=models).call(SPEC, make_sample("42"))
     assert (score.outcome, score.value) == (outcome, value)

@@ -354,7 +354,7 @@ async def test_a_server_that_is_killed_costs_a_retry_and_never_a_score(qwen: Ser
         await pool.ensure([qwen])
         (wanted,) = await pool.score(qwen, [conversation_of(sample)], 60)
         runner = RewardModelRunner(pool, lambda _: str(qwen.path))
-        scorer = Scorer(ScoringConfig(timeout_s=120), runner)
+        scorer = Scorer(ScoringConfig(timeout_s=120), runner, models=runner)
         killed = pool.replicas()[0].pid
         assert killed is not None
         long = [talk("word " * 300) for _ in range(300)]
