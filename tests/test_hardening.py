@@ -565,13 +565,13 @@ def test_a_fork_bomb_stays_in_its_box_and_can_be_killed(engine: Any, box_image: 
 
 def wait_until_gone(engine: Any, container: str) -> None:
     deadline = time.monotonic() + 30
-    while engine.containers.list(all=True, filters={"id": container}):
+    while engine.containers.list(all=True, filters={"id": container}, ignore_removed=True):
         assert time.monotonic() < deadline, "the engine did not remove the container"
         time.sleep(0.05)
 
 
 def remove(engine: Any, container: str) -> None:
-    for left in engine.containers.list(all=True, filters={"id": container}):
+    for left in engine.containers.list(all=True, filters={"id": container}, ignore_removed=True):
         left.remove(force=True)
 
 

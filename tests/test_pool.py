@@ -123,6 +123,34 @@ async def test_a_broken_box_is_destroyed_and_never_handed_out_again(engine: Engi
             assert second is not first
 
 
+async def test_a_box_whose_preparation_was_cancelled_or_failed_is_never_handed_out(engine: Engine) -> None:
+    begun = asyncio.Event()
+
+    async def never(box: Box) -> None:
+        begun.set()
+        await asyncio.Event().wait()
+
+    async def fails(box: Box) -> None:
+        raise BoxLost("it does not answer")
+
+    async with pool(engine, size=1, spares=0) as made:
+
+        async def first() -> None:
+            async with made.lease("a", never):
+                raise AssertionError("it was never ready")
+
+        task = asyncio.create_task(first())
+        await begun.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        with pytest.raises(BoxLost, match="does not answer"):
+            async with made.lease("a", fails):
+                pass
+        async with lease(made, "a") as box:
+            assert box.number == 2
+        assert [one.destroyed for one in engine.boxes] == [True, True, False]
+
+
 async def test_a_box_that_died_while_idle_is_noticed(engine: Engine) -> None:
     async with pool(engine) as boxes:
         async with lease(boxes, "a") as first:

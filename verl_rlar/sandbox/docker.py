@@ -208,6 +208,8 @@ class Box:
                     asked = message[1:].decode("utf-8", "replace")
                     reply = await reply_to(asked, answer, end - loop.time())
                     self._connection.send(json.dumps(reply).encode())
+                if message[:1] != b"e" or len(message) < _END.size:
+                    raise BoxLost(f"a box said {message[:40]!r} where a job's end was due")
         except BoxLost:
             if self._expired:
                 return Ran(end=End.TIMEOUT, seconds=job.seconds + GRACE_S)

@@ -6,8 +6,9 @@ first job on. Whoever needs a box gets an idle one of its key, else a blank one,
 in the background or given back.
 
 Guarantees: never more than ``size + spares`` boxes, those that are being started or destroyed included; a broken box is
-destroyed and never handed out again; a box that died while it was idle is noticed before it is handed out; boxes are
-started and destroyed off the path of those who hold one; no key starves (`RECYCLE_S`); leaving destroys all.
+destroyed and never handed out again, as is one whose preparation did not come to its end; a box that died while it was
+idle is noticed before it is handed out; boxes are started and destroyed off the path of those who hold one; no key
+starves (`RECYCLE_S`); leaving destroys all.
 """
 
 from __future__ import annotations
@@ -118,15 +119,21 @@ class Pool(Generic[B]):
             BoxLost, ToolUnavailable: None can be started.
         """
         slot = self._take(key) or await self._wait(key)
+        ready = slot.key is not None
         try:
-            if slot.key is None:
+            if not ready:
                 slot.key = key
                 self._tend()  # one spare fewer
                 await assign(slot.box)
+                ready = True
             yield slot.box
         finally:
             self._used.discard(slot)
-            self._give(slot)
+            if ready:
+                self._give(slot)
+            else:  # whoever was to prepare it failed or was cancelled: what state it is in, nobody knows
+                self._end(slot)
+                self._tend()
 
     async def close(self) -> None:
         """Destroys all boxes; those who wait get `BoxLost`."""
