@@ -17,7 +17,7 @@ from hub_repos import build, pairs_of
 from verl_rlar.calibration import Calibration
 from verl_rlar.config import RlarConfig, ServingConfig, parse
 from verl_rlar.exam import Card, Subject, gather
-from verl_rlar.exam.canaries import of_exam
+from verl_rlar.exam.canaries import of_exam, to_json
 from verl_rlar.exam.hall import Hall
 from verl_rlar.inbox import Exam, Submission, submit
 from verl_rlar.library import Library, spec_to_json
@@ -89,7 +89,7 @@ async def test_reward_models_take_the_exam_learn_their_scale_and_enter_the_libra
         card=card.as_dict(),
         text=card.markdown(),
         transcript=examination.transcript,
-        canaries=[{"id": canary.id} for canary in of_exam(examination.answers, 4)],
+        canaries=to_json(of_exam(examination.answers, 4)),
         passed=True,
         why="passed",
     )

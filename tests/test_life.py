@@ -321,14 +321,17 @@ async def test_what_was_handed_in_during_a_run_is_taken_in_at_the_next_boundary(
     (path / "inbox").mkdir()
     (path / "inbox" / "0-bad.json").write_text("{")
     hand_in(path, replace(good, source="another source"))
+    hand_in(path, replace(good, digest=7, spec=None))
+    hand_in(path, replace(good, exam=replace(exam, canaries=[{"id": "c1"}])))
     waits = hand_in(path, good)
     assert not (await service.at(1)).shadows
     await service.begin_step(2)
     assert (await service.at(2)).shadows == (spec,)
     assert not (await service.at(1)).shadows
     assert "shadow from step 2 on" in (path / "inbox" / "done" / f"{waits.stem}.txt").read_text()
-    refusals = [file.read_text() for file in sorted((path / "inbox" / "done").glob("*.txt"))][:2]
+    refusals = [file.read_text() for file in sorted((path / "inbox" / "done").glob("*.txt"))][:4]
     assert "no submission" in refusals[0] and "not the one that the spec names" in refusals[1]
+    assert refusals[2].startswith("refused: ") and "no canaries" in refusals[3], "they keep nobody from the next one"
     assert not list((path / "inbox").glob("*.json"))
     [(_, [canary])] = [given for given in await service.canaries(2) if given[0] == spec]
     assert (canary.id, canary.value, canary.query.key) == ("c1", 1.0, make_query().key)

@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from verl_rlar.errors import LibraryBusy, LibraryError
+from verl_rlar.errors import LibraryBusy, LibraryError, RlarError
 from verl_rlar.library import Event, EventKind, Library, spec_from_json, write_whole
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,7 @@ def apply(library: Library, asked: Submission) -> Event | None:
 
     Raises:
         LibraryError: It is not allowed, or cannot be written.
+        DataError: The exam's canaries are none.
     """
     if asked.spec is not None:
         spec = spec_from_json(asked.spec)
@@ -92,7 +93,10 @@ def apply(library: Library, asked: Submission) -> Event | None:
                 "rlar.tools, entry points, or with the package, at the start of a training"
             )
     if asked.exam is not None:
+        from verl_rlar.exam.canaries import from_json  # the exam's imports take a second
+
         exam = asked.exam
+        from_json(exam.canaries)
         library.put_exam(
             asked.digest,
             card=exam.card,
@@ -153,7 +157,7 @@ def take_in(library: Library) -> Iterator[tuple[Submission | None, str]]:
             asked = _read(file)
             event = apply(library, asked)
             said = f"{event.event} from step {event.step} on" if event else "taken in"
-        except (LibraryError, OSError) as error:
+        except (RlarError, OSError, TypeError, ValueError, AttributeError, LookupError) as error:  # fields of odd types
             said = f"refused: {error}"
         _put_away(file, said)
         yield asked, said

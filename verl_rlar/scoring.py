@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a route's tools on a sample and makes one score of their verdicts.
 
-Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling; where a tool needs a sandbox, within
-what `BoxRunner` grants to each try), and never raises for what a tool or a response does; a value is a finite float in
-[0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted away, so that all responses of a
-group are measured alike (I2).
+Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling; where a tool needs a sandbox or is a
+reward model, within what its runner grants to each try), and never raises for what a tool or a response does; a value
+is a finite float in [0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted away, so that
+all responses of a group are measured alike (I2).
 
 How parts combine: the gates are asked first; each must give its threshold (1 by default), or the value is 0 and the
 other parts are not asked. Then the other parts that have a weight at this step are asked together, and their values are

@@ -283,20 +283,23 @@ class Service:
         life = Life(config, self._ledger.canary_values())
         life.knows((*snapshot.tools, *snapshot.shadows))
         for tool in (*snapshot.tools, *snapshot.shadows):
-            for canary in self._library.canaries(tool.digest):
-                life.expect(tool.digest, canary["id"], canary["value"])
+            self._of_exam(tool, life)
         steps = config.shadow_patience if snapshot.shadows else config.window
         life.restore(*self._ledger.watched_since(newest - steps))
         return life
 
     def _canaries_of(self, tool: ToolSpec) -> tuple[Canary, ...]:
         count = self._config.life.canaries
+        chosen = self._of_exam(tool, self._life)[:count] or public(tool, count)
+        return tuple(replace(canary, value=self._life.wanted(tool.digest, canary.id)) for canary in chosen)
+
+    def _of_exam(self, tool: ToolSpec, life: Life) -> tuple[Canary, ...]:
+        """The canaries of a tool's exam, of which `life` knows what they must get from now on."""
         kept = from_json(self._library.canaries(tool.digest))
         for canary in kept:
             if canary.value is not None:
-                self._life.expect(tool.digest, canary.id, canary.value)
-        chosen = kept[:count] or public(tool, count)
-        return tuple(replace(canary, value=self._life.wanted(tool.digest, canary.id)) for canary in chosen)
+                life.expect(tool.digest, canary.id, canary.value)
+        return kept
 
     def _group(self, uid: str) -> Group:
         group = self._groups.get(uid)
