@@ -19,15 +19,15 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("dispatcher",),
     ("planning",),
     ("exam", "life", "inbox", "agents"),
-    ("shadow", "export", "replay"),
+    ("shadow", "export", "replay", "nodes", "fleet"),
     ("service",),
-    ("cpu", "plugin", "trainer", "reward_manager", "cli", "__main__"),
+    ("cpu", "plugin", "trainer", "colocated", "reward_manager", "cli", "__main__"),
 )
 """Modules by level, the lowest first; a folder counts as one. See the README."""
 
 ONLY_IN = {
-    "ray": {"service.py", "cpu"},
-    "verl": {"plugin.py", "trainer.py", "reward_manager.py", "cpu"},
+    "ray": {"nodes.py", "service.py", "cpu"},
+    "verl": {"plugin.py", "trainer.py", "colocated.py", "reward_manager.py", "cpu"},
     "torch": {"cpu", "serving"},
     "vllm": {"cpu"},
     "transformers": {"cpu", "serving"},

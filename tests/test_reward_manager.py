@@ -30,8 +30,9 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.exam.canaries import Canary, to_json
 from verl_rlar.ledger import read
 from verl_rlar.library import Library
+from verl_rlar.nodes import BOXES_NAME
 from verl_rlar.reward_manager import RlarRewardManager
-from verl_rlar.service import ACTOR_NAME, BOXES_NAME
+from verl_rlar.service import ACTOR_NAME
 from verl_rlar.types import Kind, Scope
 
 

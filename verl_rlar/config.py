@@ -137,7 +137,7 @@ class SandboxConfig(Section):
 
 
 class ServingConfig(Section):
-    """Reward models that are served on this node."""
+    """Where and how reward models are served."""
 
     backend: Literal["transformers", "vllm"] = "transformers"
     """``transformers``: on the CPU, for small models. ``vllm``: on GPUs, or on the CPU by its own build."""
@@ -145,6 +145,13 @@ class ServingConfig(Section):
     """Servers of each model."""
     memory_gb: float | None = Field(default=None, gt=0)
     """Main memory for all models together, in GiB. None: half of the machine's."""
+    nodes: int = Field(default=1, ge=1, le=64)
+    """Nodes that serve reward models in training, each of them all; calls go to the least busy one."""
+    placement: Literal["standalone", "colocated"] = "standalone"
+    """``colocated``: on the GPUs of the training (name them in `gpus`); models sleep while it computes gradients. It
+    comes with ``+rlar_placement=colocated``."""
+    ray_gpus: int = Field(default=0, ge=0)
+    """GPUs on each of these nodes that Ray sets aside for reward models in training; they are taken for `gpus` then."""
     gpus: tuple[int, ...] = ()
     """GPUs of this node for vLLM. Empty: its CPU build, in main memory."""
     gpu_memory_gb: float = Field(default=80.0, gt=0)
@@ -193,6 +200,8 @@ class LibraryConfig(Section):
     """Folder of the library, made if missing; None: ``library`` in `run_dir`."""
     wait_s: float = Field(default=60.0, ge=0)
     """How long the service waits at its start for an earlier writer of the library to go, in seconds."""
+    look_s: float = Field(default=1.0, gt=0)
+    """Every how many seconds the service looks into the inbox for reward models, to start them ahead of their step."""
 
 
 class LedgerConfig(Section):

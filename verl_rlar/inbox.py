@@ -22,7 +22,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -144,17 +144,29 @@ def hand_in(path: Path, asked: Submission) -> Path:
     return file
 
 
-def take_in(library: Library) -> Iterator[tuple[Submission | None, str]]:
+def waiting(path: Path) -> tuple[Path, ...]:
+    """What waits in the inbox of a library, the oldest first."""
+    return tuple(sorted((path / FOLDER).glob("*.json")))
+
+
+def take_in(
+    library: Library, ready: Callable[[Submission], bool] = lambda asked: True
+) -> Iterator[tuple[Submission | None, str]]:
     """Does what waits in the inbox, the oldest first.
+
+    Args:
+        library: Where.
+        ready: Whether a submission can be taken in now; if not, it goes on waiting. Raises a `RlarError` to refuse it.
 
     Yields:
         What was asked (None if it could not be read), and what came of it, in words.
     """
-    folder = library.path / FOLDER
-    for file in sorted(folder.glob("*.json")):
+    for file in waiting(library.path):
         asked: Submission | None = None
         try:
-            asked = _read(file)
+            asked = read(file)
+            if not ready(asked):
+                continue
             event = apply(library, asked)
             said = f"{event.event} from step {event.step} on" if event else "taken in"
         except (RlarError, OSError, TypeError, ValueError, AttributeError, LookupError) as error:  # fields of odd types
@@ -163,7 +175,13 @@ def take_in(library: Library) -> Iterator[tuple[Submission | None, str]]:
         yield asked, said
 
 
-def _read(file: Path) -> Submission:
+def read(file: Path) -> Submission:
+    """A submission that waits.
+
+    Raises:
+        LibraryError: It is none.
+        OSError: It is not there any more.
+    """
     try:
         tree = json.loads(file.read_bytes())
         exam = tree.pop("exam", None)

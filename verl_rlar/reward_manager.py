@@ -43,10 +43,11 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from verl_rlar.errors import ConfigError, ServiceUnreachable
 from verl_rlar.ledger import Row
+from verl_rlar.nodes import Boxes, Models
 from verl_rlar.plugin import check
 from verl_rlar.rows import plain, query_of
 from verl_rlar.scoring import Scorer
-from verl_rlar.service import Boxes, Client
+from verl_rlar.service import Client
 from verl_rlar.shadow import Shadow
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.trainer import GROUP_SIZE_FIELD, SPLIT_FIELD
@@ -68,7 +69,8 @@ class RlarRewardManager(RewardManagerBase):
         self._service = Client(self._rlar)
         rules = tuple(tool.target for tool in trusted_snapshot(self._rlar).tools if not tool.boxed)
         self._runner = RuleRunner(self._rlar.rules, rules)
-        self._scorer = Scorer(self._rlar.scoring, self._runner, Boxes(self._rlar.sandbox, self._service.source))
+        boxes = Boxes(self._rlar.sandbox, self._service.source)
+        self._scorer = Scorer(self._rlar.scoring, self._runner, boxes, Models(self._rlar))
         self._shadow = Shadow(self._rlar.life, self._scorer, self._service)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:

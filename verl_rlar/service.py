@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The service: what a run knows, in one place. The only file that imports ray.
+"""The service: what a run knows, in one place.
 
 Reward workers are many and each response of a GRPO group lands on another one, so everything that they must agree on is
 decided here: which tools are live at a step, the route of each prompt, and the mean of a group's scores. It is also the
 only writer of the library and the ledger. `Service` is plain Python; a `Client` finds it, or starts it, as a named Ray
-actor. What needs a sandbox runs in another actor, one on each node that has reward workers: `Boxes` is the way to it.
+actor. What needs a sandbox or a served model runs in other actors, see `verl_rlar.nodes`.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
 nothing twice; Ray starts a dead service again, or, where the process that started it is gone, too, the first client
@@ -14,7 +14,8 @@ library's folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
 `verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
-the canaries, which one reward worker per step is asked to score.
+the canaries, which one reward worker per step is asked to score. Then `verl_rlar.fleet.Fleet` sees to it that the
+step's reward models are served.
 
 Not covered: no agent proposes tools yet. Rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
 path: a reward worker that is killed takes the rows of its last moments along (verl does not survive the death of a
@@ -27,54 +28,40 @@ import logging
 import os
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_rlar.config import RlarConfig, SandboxConfig
-from verl_rlar.errors import (
-    LedgerError,
-    LibraryError,
-    ServiceUnreachable,
-    ToolTimeout,
-    ToolUnavailable,
-    TooManyUnscored,
-)
+from verl_rlar.config import RlarConfig
+from verl_rlar.errors import LedgerError, LibraryError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
 from verl_rlar.exam.canaries import Canary, from_json, public
+from verl_rlar.fleet import Fleet
 from verl_rlar.inbox import take_in
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import Library, LibraryView, library_path
 from verl_rlar.life import Life
+from verl_rlar.nodes import RECONNECT_S, Models, same_or
 from verl_rlar.router import FeatureRouter, RouteCache
-from verl_rlar.sandbox import BoxLost
-from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.trusted import trusted_tools
-from verl_rlar.types import Query, Route, Sample, Snapshot, Split, ToolScore, ToolSpec, Verdict
+from verl_rlar.types import Query, Route, Snapshot, Split, ToolScore, ToolSpec
 
 logger = logging.getLogger(__name__)
 
 ACTOR_NAME = "rlar_service"
-BOXES_NAME = "rlar_boxes"
-"""Beginning of the names of the nodes' actors for boxes."""
 WATCH = "rlar"
 """Who it is that promotes and takes out tools, in the library's log."""
 GROUPS_KEPT = 20_000
 """Number of latest groups whose values are kept in memory; older ones are read from the ledger."""
 STEPS_KEPT = 8
 """Number of latest steps whose snapshots a client keeps."""
-BOXES_START_S = 60.0
-"""How much longer than the deadlines of `BoxRunner` a call to it may take, in seconds: its actor starts first."""
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
 START_TIMEOUT_S = 300.0
 """How long the start of the service may take, imports included, in seconds."""
-RECONNECT_S = 0.2
-"""Pause between two calls to a service that does not answer, in seconds."""
 
 
 class Group:
@@ -101,13 +88,14 @@ class Service:
     Args:
         config: The settings of the run.
         token: Names this start of training, for the ledger and the library.
+        models: Where reward models are served. None: in this Ray cluster, by the settings.
 
     Raises:
         ConfigError: One of the user's own tools cannot be used, or the settings name a tool that is not there.
         LibraryError, LedgerError: It cannot be opened.
     """
 
-    def __init__(self, config: RlarConfig, token: str) -> None:
+    def __init__(self, config: RlarConfig, token: str, models: Models | None = None) -> None:
         self._config = config
         self._token = token
         tools = trusted_tools(config)
@@ -115,6 +103,10 @@ class Service:
         self._library.begin(tools, token)
         self._ledger = Ledger(Path(config.run_dir) / FILE_NAME, token=token, store_texts=config.ledger.store_responses)
         self._life = self._watch()
+        self._models = Models(config) if models is None else models
+        self._fleet = Fleet(config, self._library, self._models)
+        self._boundaries: dict[tuple[int, bool], asyncio.Task[None]] = {}
+        """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
         router = FeatureRouter(config.routing)
@@ -216,12 +208,41 @@ class Service:
                 return None
         return group.mean()
 
-    async def begin_step(self, step: int) -> None:
-        """Called at each step boundary, before the step's prompts are sent out: changes the tools, trims the ledger.
+    async def begin_step(self, step: int, *, behind: int = 0, validate: bool = False) -> bool:
+        """Called at each step boundary, before the step's prompts are sent out: changes the tools, trims the ledger,
+        and sees to it that the step's reward models are served.
+
+        Args:
+            step: verl's ``global_steps``.
+            behind: How many steps before it may still have responses to score: 0 with a synchronous trainer.
+            validate: Whether the prompts are for validation: then no tool changes.
+
+        Returns:
+            Whether the step can begin; False if that takes longer than a call should: ask again.
 
         Raises:
             TooManyUnscored: The share of unscored responses in the window is above ``rlar.scoring.max_unscored``.
+            ToolUnavailable: See `Fleet.serve`.
         """
+        task = self._boundaries.get((step, validate))
+        if task is None:
+            self._boundaries = dict(list(self._boundaries.items())[-2:])
+            task = asyncio.get_running_loop().create_task(self._begin(step, behind, validate))
+            self._boundaries[step, validate] = task
+        await asyncio.wait([task], timeout=self._config.service_timeout_s / 2)
+        if task.done():
+            task.result()
+        return task.done()
+
+    async def _begin(self, step: int, behind: int, validate: bool) -> None:
+        if not validate:
+            self._fleet.look()
+            self._change_and_trim(step)
+        await self._fleet.serve(step, behind)
+        if not validate:
+            self._check_unscored(step)
+
+    def _change_and_trim(self, step: int) -> None:
         try:
             self._change_tools(step)
             kept = self._config.ledger.keep_steps
@@ -230,6 +251,8 @@ class Service:
             )
         except (LibraryError, LedgerError) as error:  # a full disk: the tools stay, and the training goes on
             logger.warning("step %d begins with the tools of before: %s", step, error)
+
+    def _check_unscored(self, step: int) -> None:
         limit, recent = self._config.scoring.max_unscored, self._recent
         unscored = [reason for is_unscored, reason in recent if is_unscored]
         if limit < 1 and len(recent) == recent.maxlen and len(unscored) > limit * len(recent):
@@ -239,6 +262,16 @@ class Service:
                 f"rlar.scoring.max_unscored={limit:g}). Most frequent: {worst}. Mend the tool, or the data (`rlar "
                 "plan` shows which rows no tool fits), or raise the limit; training resumes from the last checkpoint."
             )
+
+    async def sleep(self) -> None:
+        """Colocated placement: has the reward models give their memory back; see `Pool.sleep` for the errors."""
+        if self._fleet.serves:
+            await self._models.sleep()
+
+    async def wake(self) -> None:
+        """... and take it up again."""
+        if self._fleet.serves:
+            await self._models.wake()
 
     async def token(self) -> str:
         """What this start of training is named by; whoever starts the service again gives it the same."""
@@ -257,7 +290,7 @@ class Service:
         """Takes in what waits, and what `Life` decides; nothing for a step whose tools were handed out already."""
         if step < self._library.next_step:
             return
-        for asked, said in take_in(self._library):
+        for asked, said in take_in(self._library, self._fleet.admits):
             name = asked.digest if asked else "a file in the inbox that cannot be read"
             logger.warning("before step %d: %s, by %s: %s", step, name, asked.by if asked else "?", said)
         for decision in self._life.decide(step, self._library):
@@ -417,19 +450,42 @@ class Client:
         while self._sender is not None and not self._sender.done():
             await asyncio.shield(self._sender)
 
-    def begin_step(self, step: int) -> None:
-        """See `Service.begin_step`. Blocks; a service that cannot be reached is logged, as the step can do without.
+    def begin_step(self, step: int, *, behind: int = 0, validate: bool = False) -> None:
+        """See `Service.begin_step`. Blocks, until the step's reward models are served; a service that cannot be reached
+        is logged, as the step can do without.
 
         Raises:
-            TooManyUnscored: See there.
+            TooManyUnscored, ToolUnavailable: See there.
         """
         try:
-            ray.get(self._actor.begin_step.remote(step), timeout=self._config.service_timeout_s)
-        except TooManyUnscored:
-            raise
+            while not self._blocking("begin_step", step, behind=behind, validate=validate):
+                logger.warning("step %d waits for its reward models", step)
+        except ServiceUnreachable as error:
+            logger.warning("step %d begins without its check: %s", step, error)
+
+    def sleep(self) -> None:
+        """See `Service.sleep`. Blocks.
+
+        Raises:
+            ServiceUnreachable: They may not have given back their memory.
+            ToolError, ConnectionError: They have not.
+        """
+        self._blocking("sleep", seconds=self._config.serving.drain_timeout_s)
+
+    def wake(self) -> None:
+        """See `Service.wake`. Blocks. The errors of `sleep`."""
+        self._blocking("wake", seconds=self._config.serving.start_timeout_s)
+
+    def _blocking(self, method: str, *args: Any, seconds: float = 0.0, **options: Any) -> Any:
+        """Calls the service, and raises what it raises."""
+        try:
+            answer = getattr(self._actor, method).remote(*args, **options)
+            return ray.get(answer, timeout=self._config.service_timeout_s + seconds)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from None
         except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
-            logger.warning("step %d begins without its check: the service does not answer (%s)", step, error)
-            self._actor = _same_or(self._actor, self._start())
+            self._actor = same_or(self._actor, self._start())
+            raise ServiceUnreachable(f"the service does not answer `{method}` ({type(error).__name__})") from error
 
     def _start(self) -> Any:
         """The service. Started if there is none: Ray ends an actor for good with the process that started it, and then
@@ -462,13 +518,7 @@ class Client:
                         f"the rlar service did not answer `{method}` within {timeout_s:g} s ({type(error).__name__})"
                     ) from error
                 await asyncio.sleep(RECONNECT_S)
-                self._actor = _same_or(self._actor, self._start())
-
-
-def _same_or(held: Any, found: Any) -> Any:
-    """Of two handles the first, as long as both are of one actor: Ray ends an actor when the handle that its start gave
-    is forgotten, and one that was found by name does not count."""
-    return held if held == found else found
+                self._actor = same_or(self._actor, self._start())
 
 
 class _Remote:
@@ -480,73 +530,3 @@ class _Remote:
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         client = self._client
         return await client._call("route", query, snapshot, split, timeout_s=client._config.service_timeout_s)
-
-
-class _BoxActor:
-    """`BoxRunner` as an actor: the boxes of one node. When it dies, its boxes see that and go."""
-
-    def __init__(self, config: SandboxConfig) -> None:
-        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-        self._sources: dict[str, str] = {}
-        self._runner = BoxRunner(config, self._sources)
-
-    async def run(self, spec: ToolSpec, sample: Sample, source: str | None) -> Verdict:
-        if source is not None:
-            self._sources[spec.source_sha256] = source
-        return await self._runner.run(spec, sample)
-
-    async def pid(self) -> int:
-        return os.getpid()
-
-
-class Boxes:
-    """This node's boxes, for one reward worker: a runner of the tools that need a sandbox, shared by the node.
-
-    The actor is started by the first call. When it dies, Ray starts it again and calls try until their deadline. `run`
-    has the errors of `BoxRunner.run`.
-
-    Args:
-        config: Back-end, image, limits.
-        source: Gives the code of a verifier by its hash, or raises `ToolUnavailable`: `Client.source`. The code goes
-            along with each call (some KiB), so an actor that was started anew, on whatever node, lacks nothing.
-    """
-
-    def __init__(self, config: SandboxConfig, source: Callable[[str], Awaitable[str]]) -> None:
-        self._config = config
-        self._source = source
-        self._actor: Any = None
-
-    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
-        """See `BoxRunner.run`."""
-        if self._actor is None:
-            self._actor = self._start()
-        source = await self._source(spec.source_sha256) if spec.kind == "verifier" else None
-        limit = self._config.queue_timeout_s + spec.timeout_s + BOXES_START_S
-        loop = asyncio.get_running_loop()
-        end = loop.time() + limit
-        while True:
-            try:
-                return await asyncio.wait_for(self._actor.run.remote(spec, sample, source), end - loop.time())
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause from None  # without the other process's traceback: this becomes the reason of a score
-            except ray.exceptions.RayActorError as error:
-                if loop.time() + RECONNECT_S >= end:
-                    raise BoxLost(
-                        f"{spec.name}: this node's actor for boxes is gone ({type(error).__name__})"
-                    ) from None
-                await asyncio.sleep(RECONNECT_S)
-                self._actor = _same_or(self._actor, self._start())
-            except (TimeoutError, asyncio.TimeoutError):
-                raise ToolTimeout(f"{spec.name}: this node's actor for boxes did not answer in {limit:g} s") from None
-
-    def _start(self) -> Any:
-        node = ray.get_runtime_context().get_node_id()
-        actor: Any = ray.remote(_BoxActor)
-        return actor.options(
-            name=f"{BOXES_NAME}_{node}",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=10_000,
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        ).remote(self._config)

@@ -25,6 +25,16 @@ SPLIT_FIELD = "rlar_split"
 """Field of each prompt: ``train`` or ``val``."""
 GROUP_SIZE_FIELD = "rlar_group_size"
 """Field of each prompt: the number of its responses, where the data sets it (``__rollout_n__``)."""
+UNBOUNDED = 8
+"""Steps for which reward models are kept where verl lets responses come any number of steps later."""
+
+
+def steps_behind(config: Any) -> int:
+    """How many steps before the present one may still have responses to score, in verl's trainer mode."""
+    v1 = config.trainer.v1
+    if v1.trainer_mode in ("sync", "rlar_sync"):
+        return 0
+    return int(v1.sampler.max_off_policy_threshold or UNBOUNDED)
 
 
 class RlarAgentLoopManager(AgentLoopManagerTQ):
@@ -33,16 +43,16 @@ class RlarAgentLoopManager(AgentLoopManagerTQ):
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         self._service = Client(check(config))
+        self._behind = steps_behind(config)
 
     def generate_sequences(self, prompts: TensorDict) -> None:
         """See `AgentLoopManagerTQ.generate_sequences`.
 
         Raises:
-            TooManyUnscored: See `verl_rlar.service.Service.begin_step`.
+            TooManyUnscored, ToolUnavailable: See `verl_rlar.service.Service.begin_step`.
         """
         validate = "validate" in prompts and bool(prompts["validate"])
-        if not validate:
-            self._service.begin_step(int(prompts["global_steps"]))
+        self._service.begin_step(int(prompts["global_steps"]), behind=self._behind, validate=validate)
         tu.assign_non_tensor_data(prompts, SPLIT_FIELD, "val" if validate else "train")
         if "__rollout_n__" in prompts:
             prompts[GROUP_SIZE_FIELD] = prompts["__rollout_n__"]

@@ -184,6 +184,23 @@ class Pool:
 
     # --- which models -------------------------------------------------------------------------------------------------
 
+    def serves(self, model: ServedModel) -> bool:
+        """Whether a model is among those that are served, be it that all its servers were given up."""
+        served = self._served.get(model.key)
+        return served is not None and not served.leaving
+
+    async def ready(self, model: ServedModel, seconds: float) -> None:
+        """Returns when a model can be asked.
+
+        Raises:
+            ToolTimeout: Not in time.
+            ToolUnavailable: It is not served, or its servers were given up.
+        """
+        served = self._served.get(model.key)
+        if served is None:
+            raise ToolUnavailable(f"{model.name} is not served")
+        await self._least_loaded(served, time.monotonic() + seconds)
+
     async def ensure(self, models: Sequence[ServedModel]) -> None:
         wanted = {model.key: model for model in models}
         async with self._changing:

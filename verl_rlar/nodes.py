@@ -1,0 +1,341 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What runs on the nodes of a Ray cluster for a training: the boxes of each node, and the servers of reward models.
+
+Both are named actors which reward workers share. `Boxes` is the way to those of the own node. `Models` is the way to
+the `rlar.serving.nodes` actors with a pool of reward models each, on GPUs that Ray sets aside for them
+(`rlar.serving.ray_gpus`: standalone placement) or that the actor model of the training has, too (`rlar.serving.gpus`
+with ``placement: colocated``). Every pool serves all models, and a call goes to the least busy one.
+
+Guarantees: an actor that died is started again, by Ray, or, where the process that started it is gone, too, by whoever
+misses it first; calls try until their deadline, so its death costs a moment. A pool that was started anew serves a
+model when it is first asked for it. A snapshot that is not on the node is fetched there, by its commit, after the gate
+has let it pass once more.
+
+Not covered: one model spread over several nodes; pools that serve different models.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from verl_rlar.config import HubConfig, RlarConfig, SandboxConfig
+from verl_rlar.errors import HubError, ToolTimeout, ToolUnavailable
+from verl_rlar.gate import check
+from verl_rlar.hub import Hub
+from verl_rlar.sandbox import BoxLost
+from verl_rlar.serving import Pool, ReplicaState, ServedModel
+from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.reward_model import RewardModelRunner, served_model
+from verl_rlar.types import Sample, ToolSpec, Verdict
+
+logger = logging.getLogger(__name__)
+
+BOXES_NAME, MODELS_NAME = "rlar_boxes", "rlar_models"
+"""Beginnings of the actors' names."""
+ACTOR_START_S = 60.0
+"""How much longer than what it asks for a call may take, in seconds: its actor starts first."""
+RECONNECT_S = 0.2
+"""Pause between two calls to an actor that does not answer, in seconds."""
+
+
+class Named:
+    """An actor that is found by its name, and started by whoever misses it.
+
+    Args:
+        what: What it is, for messages.
+        start: Starts it, or finds it; gives its handle.
+    """
+
+    def __init__(self, what: str, start: Callable[[], Any]) -> None:
+        self._what = what
+        self._start = start
+        self._handle: Any = None
+        self.calls = 0
+        """Number of calls that it has from here at the moment."""
+
+    async def call(self, method: str, *args: Any, seconds: float) -> Any:
+        """Calls it; while it is dead and is started again, tries until the deadline.
+
+        Raises:
+            ConnectionError: It is gone.
+            ToolTimeout: It did not answer in time.
+            Exception: What the call itself raised.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        self.calls += 1
+        try:
+            while True:
+                if self._handle is None:
+                    self._handle = self._start()
+                try:
+                    return await asyncio.wait_for(getattr(self._handle, method).remote(*args), end - loop.time())
+                except ray.exceptions.RayTaskError as error:
+                    raise error.cause from None  # without the other process's traceback: a score's reason quotes it
+                except ray.exceptions.RayActorError as error:
+                    if loop.time() + RECONNECT_S >= end:
+                        raise ConnectionError(f"{self._what} is gone ({type(error).__name__})") from None
+                    await asyncio.sleep(RECONNECT_S)
+                    self._handle = same_or(self._handle, self._start())
+                except (TimeoutError, asyncio.TimeoutError):
+                    raise ToolTimeout(f"{self._what} did not answer in {seconds:g} s") from None
+        finally:
+            self.calls -= 1
+
+
+def same_or(held: Any, found: Any) -> Any:
+    """Of two handles the first, as long as both are of one actor: Ray ends an actor when the handle that its start gave
+    is forgotten, and one that was found by name does not count."""
+    return held if held == found else found
+
+
+# --- Boxes ------------------------------------------------------------------------------------------------------------
+
+
+class _BoxActor:
+    """`BoxRunner` as an actor: the boxes of one node. When it dies, its boxes see that and go."""
+
+    def __init__(self, config: SandboxConfig) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        self._sources: dict[str, str] = {}
+        self._runner = BoxRunner(config, self._sources)
+
+    async def run(self, spec: ToolSpec, sample: Sample, source: str | None) -> Verdict:
+        if source is not None:
+            self._sources[spec.source_sha256] = source
+        return await self._runner.run(spec, sample)
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+
+class Boxes:
+    """This node's boxes, for one reward worker: a runner of the tools that need a sandbox, shared by the node.
+
+    The actor is started by the first call. `run` has the errors of `BoxRunner.run`.
+
+    Args:
+        config: Back-end, image, limits.
+        source: Gives the code of a verifier by its hash, or raises `ToolUnavailable`: `Client.source`. The code goes
+            along with each call (some KiB), so an actor that was started anew, on whatever node, lacks nothing.
+    """
+
+    def __init__(self, config: SandboxConfig, source: Callable[[str], Awaitable[str]]) -> None:
+        self._config = config
+        self._source = source
+        self._actor = Named("this node's actor for boxes", self._start)
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """See `BoxRunner.run`."""
+        source = await self._source(spec.source_sha256) if spec.kind == "verifier" else None
+        seconds = self._config.queue_timeout_s + spec.timeout_s + ACTOR_START_S
+        try:
+            return await self._actor.call("run", spec, sample, source, seconds=seconds)
+        except BoxLost:
+            raise
+        except ConnectionError as error:
+            raise BoxLost(f"{spec.name}: {error}") from None
+
+    def _start(self) -> Any:
+        node = ray.get_runtime_context().get_node_id()
+        actor: Any = ray.remote(_BoxActor)
+        return actor.options(
+            name=f"{BOXES_NAME}_{node}",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=10_000,
+            num_cpus=0,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+        ).remote(self._config)
+
+
+# --- Reward models ----------------------------------------------------------------------------------------------------
+
+
+def snapshot_folder(spec: ToolSpec, config: HubConfig) -> Path:
+    """The folder of the snapshot that a spec names, on this node; fetched, if it is not there. Blocks.
+
+    Raises:
+        ToolUnavailable: It is not here and cannot be had.
+    """
+    repo, _, commit = spec.target.rpartition("@")
+    try:
+        with Hub(config) as hub:
+            if (folder := hub.local(repo, commit)) is not None:
+                return folder
+            logger.warning("%s: the snapshot %s is not on this node, and is fetched", spec.name, spec.target)
+            model = hub.inspect(repo, commit)
+            report = check(model, config)
+            if not report.ok:
+                raise ToolUnavailable(f"{spec.name}: {spec.target} does not pass the gate: {'; '.join(report.reasons)}")
+            return hub.fetch(model)
+    except HubError as error:
+        raise ToolUnavailable(f"{spec.name}: no snapshot of {spec.target} on this node: {error}") from None
+
+
+class _ModelActor:
+    """A pool of reward models as an actor. When it dies, its servers see that and go."""
+
+    def __init__(self, config: RlarConfig) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        gpus = tuple(int(gpu) for gpu in ray.get_gpu_ids())  # none, if Ray has set none aside
+        self._config = config.serving.model_copy(update={"gpus": gpus} if gpus else {})
+        self._hub = config.hub
+        self._pool = Pool(self._config)
+        self._models: dict[str, ServedModel] = {}
+        """By digest of the spec."""
+        self._starts: dict[str, asyncio.Task[bool]] = {}
+        """By digest, the starts of models that were asked for without having been ensured."""
+        self._runner = RewardModelRunner(self._pool, lambda spec: self._models[spec.digest].path or "")
+
+    async def ensure(self, specs: Sequence[ToolSpec]) -> dict[str, str]:
+        """See `Models.ensure`."""
+        self._starts.clear()
+        refused: dict[str, str] = {}
+        wanted: dict[str, ServedModel] = {}
+        for spec in specs:
+            try:
+                wanted[spec.digest] = await self._model(spec)
+            except ToolUnavailable as error:
+                refused[spec.digest] = str(error)
+        try:
+            await self._pool.ensure(list(wanted.values()))
+        except ToolUnavailable:  # of one of them, or of all together: one by one, those that run already first
+            kept: list[ServedModel] = []
+            for digest, model in sorted(wanted.items(), key=lambda item: not self._pool.serves(item[1])):
+                try:
+                    await self._pool.ensure([*kept, model])
+                    kept.append(model)
+                except ToolUnavailable as error:
+                    refused[digest] = str(error)
+        return refused
+
+    async def prefetch(self, specs: Sequence[ToolSpec]) -> bool:
+        """See `Models.prefetch`."""
+        return await self._pool.prefetch([await self._model(spec) for spec in specs])
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """See `RewardModelRunner.run`; a model that is not served yet is started first, once, if there is room."""
+        model = await self._model(spec)
+        if not self._pool.serves(model):
+            if spec.digest not in self._starts:
+                self._starts[spec.digest] = asyncio.create_task(self._pool.prefetch([model]))
+            if not await asyncio.shield(self._starts[spec.digest]):
+                raise ToolUnavailable(f"{spec.name}: it is not served, and there is no room for it beside what is")
+        await self._pool.ready(model, self._config.start_timeout_s)
+        return await self._runner.run(spec, sample)
+
+    async def sleep(self) -> None:
+        await self._pool.sleep()
+
+    async def wake(self) -> None:
+        await self._pool.wake()
+
+    async def replicas(self) -> tuple[ReplicaState, ...]:
+        return self._pool.replicas()
+
+    async def pid(self) -> int:
+        return os.getpid()
+
+    async def _model(self, spec: ToolSpec) -> ServedModel:
+        model = self._models.get(spec.digest)
+        if model is None:
+            address = (spec.serving or {}).get("address")
+            path = None if address else str(await asyncio.to_thread(snapshot_folder, spec, self._hub))
+            model = self._models[spec.digest] = served_model(spec, path)
+        return model
+
+
+class Models:
+    """The reward models of a run: a runner of tools of that kind, and the one who says which are served.
+
+    The actors are started by the first call.
+
+    Args:
+        config: The settings of the run.
+    """
+
+    def __init__(self, config: RlarConfig) -> None:
+        self._config = config
+        self._pools = [
+            Named(f"the actor for reward models {number}", partial(self._start, number))
+            for number in range(config.serving.nodes)
+        ]
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        """See `RewardModelRunner.run`."""
+        fewest = min(pool.calls for pool in self._pools)
+        pool = random.choice([pool for pool in self._pools if pool.calls == fewest])
+        seconds = spec.timeout_s + self._config.serving.start_timeout_s + ACTOR_START_S
+        return await pool.call("run", spec, sample, seconds=seconds)
+
+    async def ensure(self, specs: Sequence[ToolSpec]) -> dict[str, str]:
+        """Makes these the models that are served; returns when they are ready.
+
+        Args:
+            specs: Those of every step that still may score, the most important ones first.
+
+        Returns:
+            Why a model cannot be served, by digest of its spec: it cannot be had or started, or there is no room for
+            all of them together (I5). The others are served.
+
+        Raises:
+            ConnectionError, ToolTimeout: An actor does not answer.
+        """
+        refused: dict[str, str] = {}
+        for said in await asyncio.gather(*(self._change(pool, "ensure", specs) for pool in self._pools)):
+            refused |= said
+        return refused
+
+    async def prefetch(self, spec: ToolSpec) -> bool:
+        """Fetches and starts a model that will be wanted soon.
+
+        Returns:
+            Whether it is ready; False if there is no room beside what is served.
+
+        Raises:
+            ToolUnavailable: It cannot be served.
+            ConnectionError, ToolTimeout: An actor does not answer.
+        """
+        return all(await asyncio.gather(*(self._change(pool, "prefetch", [spec]) for pool in self._pools)))
+
+    async def sleep(self) -> None:
+        """See `Pool.sleep`; the same errors, and those of `ensure`."""
+        await asyncio.gather(*(self._change(pool, "sleep") for pool in self._pools))
+
+    async def wake(self) -> None:
+        """See `Pool.wake`; the errors of `ensure`."""
+        await asyncio.gather(*(self._change(pool, "wake") for pool in self._pools))
+
+    async def replicas(self) -> tuple[ReplicaState, ...]:
+        """All servers, on all nodes. The errors of `ensure`."""
+        found = await asyncio.gather(*(pool.call("replicas", seconds=ACTOR_START_S) for pool in self._pools))
+        return tuple(state for of_pool in found for state in of_pool)
+
+    async def _change(self, pool: Named, method: str, *args: Any) -> Any:
+        serving = self._config.serving
+        seconds = self._config.hub.download_timeout_s + serving.start_timeout_s + serving.drain_timeout_s
+        return await pool.call(method, *args, seconds=seconds + ACTOR_START_S)
+
+    def _start(self, number: int) -> Any:
+        serving = self._config.serving
+        actor: Any = ray.remote(_ModelActor)
+        return actor.options(
+            name=f"{MODELS_NAME}_{number}",
+            get_if_exists=True,
+            max_restarts=-1,
+            max_concurrency=10_000,
+            num_cpus=0,
+            num_gpus=serving.ray_gpus,
+            scheduling_strategy="SPREAD" if serving.nodes > 1 else "DEFAULT",
+        ).remote(self._config)
