@@ -8,11 +8,14 @@ disks are not two, so nothing here is about those.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -20,15 +23,22 @@ pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
 pytestmark = pytest.mark.slow
 
 import ray
+from conftest import make_sample
+from hub_repos import build
+from hub_server import HubServer
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from test_reward_manager import NO_SANDBOX, data
+from test_train_models import REPO, chat_reward
 
+from verl_rlar.config import HubConfig, parse
 from verl_rlar.cpu.models import build_tiny
+from verl_rlar.hub import Hub
 from verl_rlar.ledger import read
 from verl_rlar.library import Library, library_path
+from verl_rlar.nodes import MODELS_NAME, Models
 from verl_rlar.plugin import check
 from verl_rlar.trusted import trusted_tools
 
@@ -195,6 +205,29 @@ async def test_a_straggler_of_an_older_step_is_scored_by_that_steps_tools_on_any
     assert await late == [(0.0, "stern"), (1.0, "stern")]
     assert len({row["snapshot"] for row in nodes.rows("late")}) == 1
     assert {row["snapshot"] for row in nodes.rows("late")}.isdisjoint(row["snapshot"] for row in nodes.rows("new 10"))
+
+
+async def test_reward_models_are_served_on_both_nodes_and_a_dead_pool_comes_back(nodes: Nodes, tmp_path: Path) -> None:
+    build(tmp_path / "hub", only=(REPO,))
+    with HubServer(tmp_path / "hub") as server:
+        hub = {"endpoint": server.url, "cache_dir": str(tmp_path / "cache"), "offline": False}
+        with Hub(HubConfig(**hub)) as client:
+            commit = client.inspect(REPO).commit
+        models = Models(parse({"hub": hub, "serving": {"nodes": 2, "threads": 1}}))
+        spec = chat_reward(commit)
+        assert await models.ensure([spec, chat_reward("f" * 40)]) == {chat_reward("f" * 40).digest: ANY}
+        values = {(await models.run(spec, make_sample("No."))).value for _ in range(8)}
+        assert len(values) == 1, "both give the same number"
+        first, second = await models.replicas()
+        assert first.ready and second.ready and first.pid != second.pid and min(first.scored, second.scored) > 0
+        actors = [ray.get_actor(f"{MODELS_NAME}_{number}") for number in range(2)]
+        pids = await asyncio.gather(*(actor.pid.remote() for actor in actors))
+        os.kill(pids[0], signal.SIGKILL)
+        again = await asyncio.gather(*(models.run(spec, make_sample("No.")) for _ in range(8)))
+        assert {verdict.value for verdict in again} == values
+        assert await models.ensure([]) == {}
+        while await models.replicas():
+            await asyncio.sleep(0.05)
 
 
 async def test_when_the_node_that_started_the_service_goes_the_other_one_goes_on_with_the_same_tools(

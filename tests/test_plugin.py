@@ -53,17 +53,17 @@ def test_every_setting_can_be_overridden_without_a_plus(composed: Callable[..., 
     assert settings.routing.prefer["short_text"] == "token_f1"
 
 
-@pytest.mark.parametrize("device", ["", "+rlar_device=cpu"])
-def test_every_group_file_composes_on_verls_own_configuration(composed: Callable[..., DictConfig], device: str) -> None:
-    config = composed("+rlar=default", *[device] * bool(device))
-    plugin.check(config)
-    if device:
-        assert config.trainer.device == "cpu"
+@pytest.mark.parametrize("more", ["", "+rlar_device=cpu", "+rlar_placement=colocated"])
+def test_every_group_file_composes_on_verls_own_configuration(composed: Callable[..., DictConfig], more: str) -> None:
+    config = composed("+rlar=default", *[more] * bool(more))
+    settings = plugin.check(config)
+    assert (config.trainer.device == "cpu") == (more == "+rlar_device=cpu")
+    assert settings.serving.placement == ("colocated" if more == "+rlar_placement=colocated" else "standalone")
 
 
 def test_all_yaml_files_are_covered_by_the_tests() -> None:
     files = {str(path.relative_to(ROOT / "hydra_configs")) for path in (ROOT / "hydra_configs").rglob("*.yaml")}
-    assert files == {"rlar/default.yaml", "rlar_device/cpu.yaml"}
+    assert files == {"rlar/default.yaml", "rlar_device/cpu.yaml", "rlar_placement/colocated.yaml"}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,7 @@ def test_all_yaml_files_are_covered_by_the_tests() -> None:
             "or a subclass of it",
         ),
         ("trainer.device=cpu", "trains in one process: set trainer.n_gpus_per_node=1"),
+        ("rlar.serving.placement=colocated", r"trainer_mode=sync: .*\+rlar_placement=colocated sets both"),
         ("+rlar.scoring.timeout=3", r"unknown key rlar\.scoring\.timeout, did you mean timeout_s\?"),
         ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: .*ledger"),
         ("rlar.scoring.timeout_s=-1", r"rlar\.scoring\.timeout_s: .*greater than 0, got -1"),

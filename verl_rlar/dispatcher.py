@@ -4,7 +4,7 @@
 For whoever scores outside a training: `rlar score`, `rlar plan`, notebooks, tests.
 
 Guarantees: the same snapshot, routing rule, deadlines and scores as in training with the same settings; the start of
-the worker processes is not charged to the first call's deadline; leaving the context ends all processes and boxes.
+worker processes and servers is not charged to the first call's deadline; leaving the context ends all of them.
 
 Not covered: nothing is recorded, and an unscored sample has no siblings whose mean could stand in for it.
 """
@@ -19,6 +19,7 @@ from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.scoring import Scorer
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.tools.served import ServedModels
 from verl_rlar.trusted import trusted_snapshot
 from verl_rlar.types import Query, Route, Sample, Score, Snapshot
 
@@ -48,6 +49,7 @@ class Dispatcher:
         self._routes = RouteCache(router, size=10_000)
         self._runner: RuleRunner | None = None
         self._boxes = BoxRunner(config.sandbox, sources)
+        self._models = ServedModels(config.serving, config.hub)
 
     async def __aenter__(self) -> Dispatcher:
         return self
@@ -58,6 +60,7 @@ class Dispatcher:
         if self._runner is not None:
             self._runner.close()
         await self._boxes.close()
+        await self._models.close()
 
     async def route(self, query: Query) -> Route:
         """Decides which tools score the responses to a query. Starts no process."""
@@ -70,7 +73,7 @@ class Dispatcher:
             ToolUnavailable: The worker processes do not start.
         """
         if self._runner is None:
-            rules = tuple(tool.target for tool in self.snapshot.tools if not tool.boxed)
+            rules = tuple(tool.target for tool in self.snapshot.tools if tool.kind == "rule" and not tool.boxed)
             self._runner = RuleRunner(self._config.rules, rules)
-        scorer = Scorer(self._config.scoring, self._runner, self._boxes)
+        scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models)
         return await scorer.score(sample, route or await self.route(sample.query), self.snapshot)

@@ -7,9 +7,8 @@ the `rlar.serving.nodes` actors with a pool of reward models each, on GPUs that 
 with ``placement: colocated``). Every pool serves all models, and a call goes to the least busy one.
 
 Guarantees: an actor that died is started again, by Ray, or, where the process that started it is gone, too, by whoever
-misses it first; calls try until their deadline, so its death costs a moment. A pool that was started anew serves a
-model when it is first asked for it. A snapshot that is not on the node is fetched there, by its commit, after the gate
-has let it pass once more.
+misses it first; calls try until their deadline, so its death costs a moment. Servers that are gone with it are started
+when they are first asked for.
 
 Not covered: one model spread over several nodes; pools that serve different models.
 """
@@ -22,20 +21,17 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_rlar.config import HubConfig, RlarConfig, SandboxConfig
-from verl_rlar.errors import HubError, ToolTimeout, ToolUnavailable
-from verl_rlar.gate import check
-from verl_rlar.hub import Hub
+from verl_rlar.config import RlarConfig, SandboxConfig
+from verl_rlar.errors import ToolTimeout
 from verl_rlar.sandbox import BoxLost
-from verl_rlar.serving import Pool, ReplicaState, ServedModel
+from verl_rlar.serving import ReplicaState
 from verl_rlar.tools.boxed import BoxRunner
-from verl_rlar.tools.reward_model import RewardModelRunner, served_model
+from verl_rlar.tools.served import ServedModels
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
@@ -162,98 +158,35 @@ class Boxes:
 # --- Reward models ----------------------------------------------------------------------------------------------------
 
 
-def snapshot_folder(spec: ToolSpec, config: HubConfig) -> Path:
-    """The folder of the snapshot that a spec names, on this node; fetched, if it is not there. Blocks.
-
-    Raises:
-        ToolUnavailable: It is not here and cannot be had.
-    """
-    repo, _, commit = spec.target.rpartition("@")
-    try:
-        with Hub(config) as hub:
-            if (folder := hub.local(repo, commit)) is not None:
-                return folder
-            logger.warning("%s: the snapshot %s is not on this node, and is fetched", spec.name, spec.target)
-            model = hub.inspect(repo, commit)
-            report = check(model, config)
-            if not report.ok:
-                raise ToolUnavailable(f"{spec.name}: {spec.target} does not pass the gate: {'; '.join(report.reasons)}")
-            return hub.fetch(model)
-    except HubError as error:
-        raise ToolUnavailable(f"{spec.name}: no snapshot of {spec.target} on this node: {error}") from None
-
-
 class _ModelActor:
-    """A pool of reward models as an actor. When it dies, its servers see that and go."""
+    """`ServedModels` as an actor. When it dies, its servers see that and go."""
 
     def __init__(self, config: RlarConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)
         gpus = tuple(int(gpu) for gpu in ray.get_gpu_ids())  # none, if Ray has set none aside
-        self._config = config.serving.model_copy(update={"gpus": gpus} if gpus else {})
-        self._hub = config.hub
-        self._pool = Pool(self._config)
-        self._models: dict[str, ServedModel] = {}
-        """By digest of the spec."""
-        self._starts: dict[str, asyncio.Task[bool]] = {}
-        """By digest, the starts of models that were asked for without having been ensured."""
-        self._runner = RewardModelRunner(self._pool, lambda spec: self._models[spec.digest].path or "")
+        self._models = ServedModels(config.serving.model_copy(update={"gpus": gpus} if gpus else {}), config.hub)
 
     async def ensure(self, specs: Sequence[ToolSpec]) -> dict[str, str]:
-        """See `Models.ensure`."""
-        self._starts.clear()
-        refused: dict[str, str] = {}
-        wanted: dict[str, ServedModel] = {}
-        for spec in specs:
-            try:
-                wanted[spec.digest] = await self._model(spec)
-            except ToolUnavailable as error:
-                refused[spec.digest] = str(error)
-        try:
-            await self._pool.ensure(list(wanted.values()))
-        except ToolUnavailable:  # of one of them, or of all together: one by one, those that run already first
-            kept: list[ServedModel] = []
-            for digest, model in sorted(wanted.items(), key=lambda item: not self._pool.serves(item[1])):
-                try:
-                    await self._pool.ensure([*kept, model])
-                    kept.append(model)
-                except ToolUnavailable as error:
-                    refused[digest] = str(error)
-        return refused
+        return await self._models.ensure(specs)
 
-    async def prefetch(self, specs: Sequence[ToolSpec]) -> bool:
-        """See `Models.prefetch`."""
-        return await self._pool.prefetch([await self._model(spec) for spec in specs])
+    async def prefetch(self, spec: ToolSpec) -> bool:
+        return await self._models.prefetch(spec)
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
-        """See `RewardModelRunner.run`; a model that is not served yet is started first, once, if there is room."""
-        model = await self._model(spec)
-        if not self._pool.serves(model):
-            if spec.digest not in self._starts:
-                self._starts[spec.digest] = asyncio.create_task(self._pool.prefetch([model]))
-            if not await asyncio.shield(self._starts[spec.digest]):
-                raise ToolUnavailable(f"{spec.name}: it is not served, and there is no room for it beside what is")
-        await self._pool.ready(model, self._config.start_timeout_s)
-        return await self._runner.run(spec, sample)
+        return await self._models.run(spec, sample)
 
     async def sleep(self) -> None:
-        await self._pool.sleep()
+        await self._models.sleep()
 
     async def wake(self) -> None:
-        await self._pool.wake()
+        await self._models.wake()
 
     async def replicas(self) -> tuple[ReplicaState, ...]:
-        return self._pool.replicas()
+        return self._models.replicas()
 
     async def pid(self) -> int:
         return os.getpid()
-
-    async def _model(self, spec: ToolSpec) -> ServedModel:
-        model = self._models.get(spec.digest)
-        if model is None:
-            address = (spec.serving or {}).get("address")
-            path = None if address else str(await asyncio.to_thread(snapshot_folder, spec, self._hub))
-            model = self._models[spec.digest] = served_model(spec, path)
-        return model
 
 
 class Models:
@@ -273,21 +206,14 @@ class Models:
         ]
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
-        """See `RewardModelRunner.run`."""
+        """See `ServedModels.run`."""
         fewest = min(pool.calls for pool in self._pools)
         pool = random.choice([pool for pool in self._pools if pool.calls == fewest])
         seconds = spec.timeout_s + self._config.serving.start_timeout_s + ACTOR_START_S
         return await pool.call("run", spec, sample, seconds=seconds)
 
     async def ensure(self, specs: Sequence[ToolSpec]) -> dict[str, str]:
-        """Makes these the models that are served; returns when they are ready.
-
-        Args:
-            specs: Those of every step that still may score, the most important ones first.
-
-        Returns:
-            Why a model cannot be served, by digest of its spec: it cannot be had or started, or there is no room for
-            all of them together (I5). The others are served.
+        """See `ServedModels.ensure`; a model is served everywhere, or it is refused.
 
         Raises:
             ConnectionError, ToolTimeout: An actor does not answer.
@@ -298,16 +224,8 @@ class Models:
         return refused
 
     async def prefetch(self, spec: ToolSpec) -> bool:
-        """Fetches and starts a model that will be wanted soon.
-
-        Returns:
-            Whether it is ready; False if there is no room beside what is served.
-
-        Raises:
-            ToolUnavailable: It cannot be served.
-            ConnectionError, ToolTimeout: An actor does not answer.
-        """
-        return all(await asyncio.gather(*(self._change(pool, "prefetch", [spec]) for pool in self._pools)))
+        """See `ServedModels.prefetch`; and the errors of `ensure`."""
+        return all(await asyncio.gather(*(self._change(pool, "prefetch", spec) for pool in self._pools)))
 
     async def sleep(self) -> None:
         """See `Pool.sleep`; the same errors, and those of `ensure`."""

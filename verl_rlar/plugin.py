@@ -113,6 +113,17 @@ def check(config: DictConfig) -> RlarConfig:
         f"actor_rollout_ref.rollout.agent.agent_loop_manager_class={agent_loop}: it must be {AGENT_LOOP_MANAGER} or a "
         "subclass of it, which tells rewards apart in training and validation and guards the step boundary",
     )
+    mode, serving = str(get("trainer.v1.trainer_mode")), settings.serving
+    refuse_unless(
+        (serving.placement == "colocated") == mode.startswith("rlar_"),
+        f"rlar.serving.placement={serving.placement} with trainer.v1.trainer_mode={mode}: reward models on the GPUs of "
+        "the training need a trainer mode that puts them to sleep; +rlar_placement=colocated sets both",
+    )
+    refuse_unless(
+        not (serving.placement == "colocated" and serving.ray_gpus),
+        "rlar.serving.ray_gpus sets GPUs aside, and rlar.serving.placement=colocated takes those of the training; "
+        "remove one of them",
+    )
     if get("trainer.device") == "cpu":
         missing = cpu.missing_modules()
         refuse_unless(not missing, f"trainer.device=cpu: no module named {', '.join(missing)}. {cpu.INSTALL}")

@@ -52,6 +52,7 @@ from verl_rlar.streams import in_background, in_order
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.rule import load_version
 from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.tools.served import ServedModels
 from verl_rlar.types import (
     Kind,
     Message,
@@ -68,6 +69,9 @@ from verl_rlar.types import (
     ToolSpec,
 )
 
+SERVED_TOLERANCE = 1e-3
+"""By so much the value of a reward model may differ when it is asked again: a response is computed in another batch."""
+MODELS_AT_ONCE = 64
 CHANGED = 1e-6
 """By so much two rewards, or advantages, differ."""
 EPSILON = 1e-6
@@ -166,7 +170,7 @@ def _runnable(subject: Subject) -> Subject:
 
 
 class Bench:
-    """Processes and boxes in which tools are asked. Use as ``async with Bench(config, tools) as bench``.
+    """Processes, boxes and servers in which tools are asked. Use as ``async with Bench(config, tools) as bench``.
 
     Args:
         config: The same settings as in training.
@@ -182,12 +186,13 @@ class Bench:
         self._config = config
         self._tools = tools
         self._boxes = BoxRunner(config.sandbox, self.sources)
+        self._models = ServedModels(config.serving, config.hub)
         self._runner: RuleRunner | None = None
 
     async def __aenter__(self) -> Bench:
         targets = tuple(tool.spec.target for tool in self._tools if tool.spec.kind == "rule" and not tool.spec.boxed)
         self._runner = RuleRunner(self._config.rules, targets)
-        self.scorer = Scorer(self._config.scoring, self._runner, self._boxes)
+        self.scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models)
         first = Sample(query=Query(messages=(Message(role="user", content="6 * 7?"),), reference="42"), response="42")
         try:
             for tool in self._tools:
@@ -218,11 +223,14 @@ class Bench:
         if self._runner is not None:
             self._runner.close()
         await self._boxes.close()
+        await self._models.close()
 
     def at_once(self, *specs: ToolSpec) -> int:
         """How many responses to work on at the same time."""
         if all(spec.boxed for spec in specs):
             return self._config.sandbox.verifier_boxes or os.cpu_count() or 1
+        if all(spec.kind == "reward_model" for spec in specs):
+            return MODELS_AT_ONCE
         return self._config.rules.processes
 
 
@@ -445,7 +453,7 @@ class _Rescorer:
             stored=stored,
             how="in_place" if in_place else "alone",
             score=score,
-            reproduced=_reproduced(known.get(spec.name), replay.said, stored.score, score),
+            reproduced=_reproduced(spec, known.get(spec.name), replay.said, stored.score, score),
             failed=replay.failed,
         )
 
@@ -474,14 +482,15 @@ def _missing(stored: Stored, why: str) -> Rescored:
     return Rescored(stored=stored, how="missing", why=why, score=None, failed=True)
 
 
-def _reproduced(then: ToolScore | None, now: ToolScore, old: Score, new: Score) -> bool | None:
+def _reproduced(spec: ToolSpec, then: ToolScore | None, now: ToolScore, old: Score, new: Score) -> bool | None:
     if then is None or then.digest != now.digest or Outcome.FAILED in (then.outcome, now.outcome):
         return None
-    return then.outcome is now.outcome and _same(then.value, now.value) and _same(old.value, new.value)
+    tolerance = SERVED_TOLERANCE if spec.kind == "reward_model" else ROUNDING
 
+    def same(one: float | None, other: float | None) -> bool:
+        return one == other or (one is not None and other is not None and abs(one - other) <= tolerance)
 
-def _same(one: float | None, other: float | None) -> bool:
-    return one == other or (one is not None and other is not None and abs(one - other) <= ROUNDING)
+    return then.outcome is now.outcome and same(then.value, now.value) and same(old.value, new.value)
 
 
 async def rescore(
