@@ -29,7 +29,7 @@ def test_the_wheel_holds_the_package_the_hydra_files_and_nothing_else(wheel: Pat
     configs = {
         f"verl_rlar/hydra_configs/{p.relative_to(ROOT / 'hydra_configs')}" for p in ROOT.glob("hydra_configs/*/*")
     }
-    assert len(configs) == 2 and configs <= names
+    assert len(configs) == 3 and configs <= names
     assert "verl_rlar/py.typed" in names
     sandbox = {f"verl_rlar/sandbox/{name}" for name in ("Dockerfile", "requirements.txt", "seccomp.json")}
     assert sandbox <= names and "verl_rlar/sandbox/inside/worker.py" in names
