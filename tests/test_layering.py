@@ -18,16 +18,16 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("router",),
     ("dispatcher",),
     ("planning",),
-    ("exam", "life", "inbox", "agents"),
+    ("exam", "life", "metrics", "inbox", "agents"),
     ("shadow", "export", "replay", "nodes", "fleet"),
     ("service",),
-    ("cpu", "plugin", "trainer", "colocated", "reward_manager", "cli", "__main__"),
+    ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
 )
 """Modules by level, the lowest first; a folder counts as one. See the README."""
 
 ONLY_IN = {
     "ray": {"nodes.py", "service.py", "cpu"},
-    "verl": {"plugin.py", "trainer.py", "colocated.py", "reward_manager.py", "cpu"},
+    "verl": {"plugin.py", "trainer.py", "modes.py", "reward_manager.py", "cpu"},
     "torch": {"cpu", "serving"},
     "vllm": {"cpu"},
     "transformers": {"cpu", "serving"},

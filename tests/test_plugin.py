@@ -79,7 +79,7 @@ def test_all_yaml_files_are_covered_by_the_tests() -> None:
             "or a subclass of it",
         ),
         ("trainer.device=cpu", "trains in one process: set trainer.n_gpus_per_node=1"),
-        ("rlar.serving.placement=colocated", r"trainer_mode=sync: .*\+rlar_placement=colocated sets both"),
+        ("trainer.v1.trainer_mode=colocate_async", "say trainer.v1.trainer_mode=rlar_colocate_async"),
         ("+rlar.scoring.timeout=3", r"unknown key rlar\.scoring\.timeout, did you mean timeout_s\?"),
         ("+rlar.nonsense=3", r"unknown key rlar\.nonsense; known are: .*ledger"),
         ("rlar.scoring.timeout_s=-1", r"rlar\.scoring\.timeout_s: .*greater than 0, got -1"),
@@ -92,6 +92,12 @@ def test_a_run_that_could_not_work_is_refused_with_what_to_change(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plugin.check(composed("+rlar=default", override))
+
+
+def test_models_cannot_sleep_where_the_rollout_never_pauses(composed: Callable[..., DictConfig]) -> None:
+    config = composed("+rlar=default", "+rlar_placement=colocated", "trainer.v1.trainer_mode=rlar_separate_async")
+    with pytest.raises(ConfigError, match="its rollout never pauses"):
+        plugin.check(config)
 
 
 def test_a_key_that_is_not_there_fails_by_name_in_hydra_already(composed: Callable[..., DictConfig]) -> None:

@@ -173,6 +173,19 @@ def test_the_rollout_follows_the_weights(folder: Path) -> None:
     assert min(pearson) > 0.99
 
 
+def test_verls_logger_has_the_rewards_of_each_step_by_tool_and_kind(folder: Path) -> None:
+    log = (folder / "train.log").read_text()
+    shares = "SELECT step, AVG(value), AVG(value IS NOT NULL) FROM scores WHERE split = 'train' GROUP BY step"
+    for step, mean, scored in query(folder, shares):
+        (line,) = [line for line in log.splitlines() if f"step:{step} - " in line]
+        logged = {
+            name: float(value) for name, value in re.findall(r"(rlar/[\w/]+):(?:np\.float\d+\()?([-\d.e]+)", line)
+        }
+        assert logged["rlar/mean"] == pytest.approx(mean) and logged["rlar/scored"] == pytest.approx(scored)
+        assert logged["rlar/responses"] == PROMPTS * RESPONSES
+        assert {"rlar/tool/final_answer/mean", "rlar/kind/math/share", "rlar/live", "rlar/boundary_s"} <= logged.keys()
+
+
 def test_the_weights_changed(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM

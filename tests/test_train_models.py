@@ -26,9 +26,10 @@ from hub_server import HubServer
 from test_train import command
 
 from verl_rlar.config import HubConfig
+from verl_rlar.errors import LedgerError
 from verl_rlar.hub import Hub
 from verl_rlar.inbox import Exam, Submission, apply, hand_in
-from verl_rlar.ledger import FILE_NAME, read
+from verl_rlar.ledger import read
 from verl_rlar.library import Library, LibraryView, spec_to_json
 from verl_rlar.serving import How
 from verl_rlar.tools.reward_model import serving, target
@@ -118,10 +119,11 @@ class Run:
         return "\n".join((self.folder / "train.log").read_text().splitlines()[-60:])
 
     def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
-        if not (self.rlar / FILE_NAME).exists():
+        try:
+            with read(self.rlar) as db:
+                return [tuple(row) for row in db.execute(sql, values)]
+        except LedgerError:  # it is not made yet
             return []
-        with read(self.rlar) as db:
-            return [tuple(row) for row in db.execute(sql, values)]
 
     def newest_step(self) -> int:
         return (self.query("SELECT MAX(step) FROM scores WHERE split = 'train'") or [(0,)])[0][0] or 0

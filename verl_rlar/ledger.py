@@ -386,6 +386,8 @@ def _check_version(path: Path, version: Any) -> None:
             f'training on it brings it up, or: python -c "from pathlib import Path; from verl_rlar.ledger import '
             f"Ledger; Ledger(Path('{path}'), token='brought up').close()\""
         )
+    if version == 0:
+        raise LedgerError(f"{path} is no ledger, or one that is just being made: try again in a moment")
     if version != SCHEMA_VERSION:
         raise LedgerError(
             f"{path} has schema version {version}, this release of verl_rlar reads version {SCHEMA_VERSION}; "

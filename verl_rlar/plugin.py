@@ -115,9 +115,14 @@ def check(config: DictConfig) -> RlarConfig:
     )
     mode, serving = str(get("trainer.v1.trainer_mode")), settings.serving
     refuse_unless(
-        (serving.placement == "colocated") == mode.startswith("rlar_"),
-        f"rlar.serving.placement={serving.placement} with trainer.v1.trainer_mode={mode}: reward models on the GPUs of "
-        "the training need a trainer mode that puts them to sleep; +rlar_placement=colocated sets both",
+        mode.startswith("rlar_"),
+        f"trainer.v1.trainer_mode={mode} is verl's own, which has no numbers about rewards in its log and lets no "
+        f"reward model sleep; say trainer.v1.trainer_mode=rlar_{mode}, which is the same beside that",
+    )
+    refuse_unless(
+        not (serving.placement == "colocated" and mode == "rlar_separate_async"),
+        "rlar.serving.placement=colocated with trainer.v1.trainer_mode=rlar_separate_async: its rollout never pauses, "
+        "so reward models would never sleep; give them GPUs of their own (rlar.serving.ray_gpus)",
     )
     refuse_unless(
         not (serving.placement == "colocated" and serving.ray_gpus),

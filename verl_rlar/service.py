@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 import uuid
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
@@ -41,8 +42,9 @@ from verl_rlar.exam.canaries import Canary, from_json, public
 from verl_rlar.fleet import Fleet
 from verl_rlar.inbox import take_in
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
-from verl_rlar.library import Library, LibraryView, library_path
+from verl_rlar.library import CHANGES, Library, LibraryView, library_path
 from verl_rlar.life import Life
+from verl_rlar.metrics import StepMetrics
 from verl_rlar.nodes import RECONNECT_S, Models, same_or
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.trusted import trusted_tools
@@ -105,6 +107,7 @@ class Service:
         self._life = self._watch()
         self._models = Models(config) if models is None else models
         self._fleet = Fleet(config, self._library, self._models)
+        self._metrics = StepMetrics()
         self._boundaries: dict[tuple[int, bool], asyncio.Task[None]] = {}
         """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
@@ -147,6 +150,7 @@ class Service:
             self._group(row.sample.uid).set(row.sample.session, row.score.value)
             if row.sample.split == "train":
                 self._recent.append((row.score.value is None, f"{row.route.name}: {row.score.reason}"))
+                self._metrics.saw(row)
                 self._life.saw_response(
                     step=row.sample.step,
                     uid=row.sample.uid,
@@ -176,6 +180,7 @@ class Service:
         """
         self._ledger.add_shadows(shadows)
         self._ledger.add_canaries(canaries)
+        self._metrics.saw_shadows(shadows)
         for row in shadows:
             self._life.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=_seen(row.score))
         for seen in canaries:
@@ -235,12 +240,20 @@ class Service:
         return task.done()
 
     async def _begin(self, step: int, behind: int, validate: bool) -> None:
+        start = time.perf_counter()
         if not validate:
             self._fleet.look()
             self._change_and_trim(step)
         await self._fleet.serve(step, behind)
+        self._metrics.boundary_s += time.perf_counter() - start
         if not validate:
             self._check_unscored(step)
+
+    async def metrics(self, step: int) -> dict[str, float]:
+        """What was scored since the last call, for verl's logger; see `verl_rlar.metrics`."""
+        snapshot = LibraryView.snapshot(self._library, step)
+        tools = {"rlar/live": float(len(snapshot.tools)), "rlar/shadows": float(len(snapshot.shadows))}
+        return self._metrics.take() | tools
 
     def _change_and_trim(self, step: int) -> None:
         try:
@@ -290,6 +303,7 @@ class Service:
         """Takes in what waits, and what `Life` decides; nothing for a step whose tools were handed out already."""
         if step < self._library.next_step:
             return
+        before = len(self._library.events)
         for asked, said in take_in(self._library, self._fleet.admits):
             name = asked.digest if asked else "a file in the inbox that cannot be read"
             logger.warning("before step %d: %s, by %s: %s", step, name, asked.by if asked else "?", said)
@@ -308,6 +322,7 @@ class Service:
                 logger.warning("before step %d: %s", step, error)
                 continue
             logger.warning("before step %d: %s is %s: %s", step, event.tool, event.event, event.why)
+        self._metrics.changes += sum(event.event in CHANGES for event in self._library.events[before:])
 
     def _watch(self) -> Life:
         """Who watches the tools, with all that was seen in this start of training."""
@@ -462,6 +477,14 @@ class Client:
                 logger.warning("step %d waits for its reward models", step)
         except ServiceUnreachable as error:
             logger.warning("step %d begins without its check: %s", step, error)
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """See `Service.metrics`. Blocks.
+
+        Raises:
+            ServiceUnreachable: It does not answer.
+        """
+        return cast("dict[str, float]", self._blocking("metrics", step))
 
     def sleep(self) -> None:
         """See `Service.sleep`. Blocks.

@@ -32,7 +32,7 @@ UNBOUNDED = 8
 def steps_behind(config: Any) -> int:
     """How many steps before the present one may still have responses to score, in verl's trainer mode."""
     v1 = config.trainer.v1
-    if v1.trainer_mode in ("sync", "rlar_sync"):
+    if str(v1.trainer_mode).removeprefix("rlar_") == "sync":
         return 0
     return int(v1.sampler.max_off_policy_threshold or UNBOUNDED)
 

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was scored at a step, as numbers for verl's logger."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import make_sample
+from test_ledger import make_row
+
+from verl_rlar.ledger import Row, ShadowRow
+from verl_rlar.metrics import StepMetrics
+from verl_rlar.types import Outcome, Score, ToolScore
+
+
+def call(tool: str, value: float | None, outcome: Outcome = Outcome.SCORED, seconds: float = 0.1) -> ToolScore:
+    return ToolScore(
+        tool=tool, digest=f"of {tool}", outcome=outcome, raw=value, value=value, reason="", seconds=seconds, details={}
+    )
+
+
+def row(uid: str, session: int, *parts: ToolScore, **score: Any) -> Row:
+    made = Score(**({"value": parts[0].value, "outcome": parts[0].outcome, "reason": "", "parts": parts} | score))
+    return replace(make_row(uid=uid, session=session), score=made, seconds=0.1 * (session + 1))
+
+
+def test_rewards_outcomes_and_latencies_are_counted_by_tool_and_kind() -> None:
+    metrics = StepMetrics()
+    metrics.saw(row("a", 0, call("exact", 1.0), call("length", 0.5)))
+    metrics.saw(row("a", 1, call("exact", 0.0)))
+    metrics.saw(row("b", 0, call("exact", 1.0)))
+    metrics.saw(row("b", 1, call("exact", 1.0)))
+    metrics.saw(row("c", 0, call("exact", None, Outcome.FAILED)))
+    found = metrics.take()
+    assert found["rlar/responses"] == 5
+    assert (found["rlar/scored"], found["rlar/failed"]) == (0.8, 0.2)
+    assert (found["rlar/mean"], found["rlar/std"]) == (0.75, pytest.approx(math.sqrt(3) / 4))
+    assert found["rlar/same_groups"] == 0.5, "b; of c nothing can be said"
+    assert (found["rlar/tool/length/share"], found["rlar/tool/length/mean"]) == (0.2, 0.5)
+    assert (found["rlar/tool/exact/share"], found["rlar/tool/exact/failed"]) == (1.0, 0.2)
+    kind = make_row(uid="a").route.kind.value
+    assert found[f"rlar/kind/{kind}/mean"] == 0.75
+    assert found["rlar/p50_s"] == pytest.approx(0.1) and found["rlar/most_s"] == pytest.approx(0.2)
+    assert all(math.isfinite(value) for value in found.values())
+
+
+def test_the_numbers_are_of_what_came_since_the_last_time() -> None:
+    metrics = StepMetrics()
+    metrics.saw(row("a", 0, call("exact", 1.0)))
+    metrics.changes, metrics.boundary_s = 2, 1.5
+    first, second = metrics.take(), metrics.take()
+    assert (first["rlar/changes"], first["rlar/boundary_s"], first["rlar/responses"]) == (2.0, 1.5, 1.0)
+    assert second == {"rlar/changes": 0.0, "rlar/boundary_s": 0.0}
+
+
+def test_tools_without_a_say_are_counted_by_themselves() -> None:
+    metrics = StepMetrics()
+    metrics.saw(row("a", 0, call("exact", 1.0)))
+    sample = make_sample("x")
+    metrics.saw_shadows(
+        ShadowRow(uid="a", session=n, step=sample.step, score=call("new", None, Outcome.ABSTAINED)) for n in range(2)
+    )
+    found = metrics.take()
+    assert (found["rlar/shadow/new/abstained"], found["rlar/shadow/new/share"]) == (1.0, 2.0)
+    assert "rlar/shadow/new/mean" not in found, "of which nothing can be said"

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StepMetrics`: what was scored since the last step, in the numbers that go into verl's own logger.
+
+    rlar/responses                            how many were scored in training
+    rlar/{scored,failed,abstained,hacked}     shares of them
+    rlar/{mean,std}                           of the values of scored ones, in [0, 1]
+    rlar/same_groups                          share of groups all of whose values are the same: they have no gradient
+    rlar/{p50_s,p95_s,most_s}                 seconds from a response until its score
+    rlar/tool/NAME/...                        the same of each tool's calls; ``share``: per response
+    rlar/kind/KIND/...                        the same by what the query was taken for
+    rlar/shadow/NAME/...                      the same of tools without a say
+    rlar/{live,shadows,changes,boundary_s}    tools at the step, events before it, seconds that it waited for them
+
+Names are the ledger's: tools by name, kinds and outcomes by their values.
+
+Guarantees: every number is finite, and what nothing can be said about is left out; it costs some microseconds per
+response, and memory for those of one step.
+
+Not covered: a service that was killed begins to count anew; the ledger has everything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean, pstdev
+
+from verl_rlar.ledger import Row, ShadowRow
+from verl_rlar.types import Outcome, ToolScore
+
+EQUAL = 1e-9
+"""Values that differ by less are the same."""
+
+
+@dataclass
+class _Tally:
+    """Calls of one sort."""
+
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    values: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def saw(self, outcome: Outcome, value: float | None, seconds: float) -> None:
+        self.outcomes[outcome] += 1
+        self.seconds.append(seconds)
+        if value is not None:
+            self.values.append(value)
+
+    @property
+    def calls(self) -> int:
+        return len(self.seconds)
+
+    def numbers(self, name: str) -> dict[str, float]:
+        found = {f"{name}/{outcome.value}": self.outcomes[outcome] / self.calls for outcome in Outcome}
+        if self.values:
+            found |= {f"{name}/mean": fmean(self.values), f"{name}/std": pstdev(self.values)}
+        ordered = sorted(self.seconds)
+        at = lambda share: ordered[min(len(ordered) - 1, int(share * len(ordered)))]  # noqa: E731
+        return found | {f"{name}/p50_s": at(0.5), f"{name}/p95_s": at(0.95), f"{name}/most_s": ordered[-1]}
+
+
+class StepMetrics:
+    """See the module. From one thread at a time."""
+
+    def __init__(self) -> None:
+        self.changes = 0
+        """Events that changed what is live."""
+        self.boundary_s = 0.0
+        """Seconds for which steps waited for their tools."""
+        self._clear()
+
+    def _clear(self) -> None:
+        self.changes, self.boundary_s = 0, 0.0
+        self._all = _Tally()
+        self._tools: defaultdict[str, _Tally] = defaultdict(_Tally)
+        self._kinds: defaultdict[str, _Tally] = defaultdict(_Tally)
+        self._shadows: defaultdict[str, _Tally] = defaultdict(_Tally)
+        self._groups: defaultdict[str, list[float]] = defaultdict(list)
+
+    def saw(self, row: Row) -> None:
+        """Takes note of a training response."""
+        score = row.score
+        for tally in (self._all, self._kinds[row.route.kind.value]):
+            tally.saw(score.outcome, score.value, row.seconds)
+        if score.value is not None:
+            self._groups[row.sample.uid].append(score.value)
+        self._parts(self._tools, score.parts)
+
+    def saw_shadows(self, rows: Iterable[ShadowRow]) -> None:
+        """Takes note of what tools without a say gave."""
+        self._parts(self._shadows, (row.score for row in rows))
+
+    def take(self) -> dict[str, float]:
+        """The numbers since the last call."""
+        found = {"rlar/changes": float(self.changes), "rlar/boundary_s": self.boundary_s}
+        if total := self._all.calls:
+            found |= {"rlar/responses": float(total)} | self._all.numbers("rlar")
+            for place, tallies in (("tool", self._tools), ("kind", self._kinds), ("shadow", self._shadows)):
+                for name, tally in sorted(tallies.items()):
+                    found[f"rlar/{place}/{name}/share"] = tally.calls / total
+                    found |= tally.numbers(f"rlar/{place}/{name}")
+        if groups := [values for values in self._groups.values() if len(values) > 1]:
+            found["rlar/same_groups"] = sum(max(values) - min(values) <= EQUAL for values in groups) / len(groups)
+        self._clear()
+        return found
+
+    @staticmethod
+    def _parts(tallies: defaultdict[str, _Tally], parts: Iterable[ToolScore]) -> None:
+        for part in parts:
+            tallies[part.tool].saw(part.outcome, part.value, part.seconds)
