@@ -46,9 +46,11 @@ class _Rlar(PPOTrainer):
         self._rlar = check(config)
         self._colocated = self._rlar.serving.placement == "colocated"
         self._client: Client | None = None
+        mode = config.trainer.v1.trainer_mode
         config = copy.deepcopy(config)
         config.trainer.v1.trainer_mode = self.OF_VERL
         super().__init__(config)
+        config.trainer.v1.trainer_mode = mode  # for the workers, which check what they get
 
     @property
     def _service(self) -> Client:
