@@ -200,6 +200,8 @@ def source_of(quote: str, model: HubModel) -> str | None:
     wanted = _joined(quote)
     if not wanted:
         return None
+    if wanted in model.facts.tags:  # which may stand in the card's head, too
+        return "tags"
     texts = {"card": model.card, "tags": "\n".join(model.facts.tags), "name": model.repo, "config": _config(model)}
     return next((source for source, text in texts.items() if wanted in _joined(text)), None)
 
