@@ -199,14 +199,22 @@ class Recorder(httpx.BaseTransport):
         peer: Who is asked.
         base: Address of the endpoint.
         secrets: Texts that must not be kept; none is empty.
+        inner: What carries the requests; None: the network.
     """
 
     def __init__(
-        self, add: Callable[[Line], None], *, side: Side, peer: Peer, base: str, secrets: Sequence[str] = ()
+        self,
+        add: Callable[[Line], None],
+        *,
+        side: Side,
+        peer: Peer,
+        base: str,
+        secrets: Sequence[str] = (),
+        inner: httpx.BaseTransport | None = None,
     ) -> None:
         self._add, self._side, self._peer, self._base = add, side, peer, httpx.URL(base)
         self._secrets = [text.encode() for secret in secrets for text in (json.dumps(secret)[1:-1], secret)]
-        self._inner = httpx.HTTPTransport()
+        self._inner = inner or httpx.HTTPTransport()
 
     def close(self) -> None:
         self._inner.close()
@@ -372,11 +380,19 @@ class Player(httpx.BaseTransport):
         if len(recorded) != len(asked.parts):
             return f"{where}: it has {len(asked.parts) - 1} messages instead of {len(recorded) - 1}"
         place = next(n for n, (was, now) in enumerate(zip(recorded, asked.ids, strict=True)) if was != now)
-        was, now = self._cassette.bodies[recorded[place]].decode(), asked.parts[place].decode()
+        was, now = _readable(self._cassette.bodies[recorded[place]]), _readable(asked.parts[place])
         at = next((n for n, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
         what = "its settings or tools differ" if place == len(recorded) - 1 else f"message {place + 1} differs"
         begin = max(0, at - 40)
         return f"{where}: {what} at character {at}: {now[begin : at + 80]!r} instead of {was[begin : at + 80]!r}"
+
+
+def _readable(part: bytes) -> str:
+    """A part of a conversation as a text for people."""
+    text = part.decode("utf-8", "replace")
+    tree = json.loads(text)
+    content = tree.get("content") if isinstance(tree, dict) else None
+    return content if isinstance(content, str) else text
 
 
 def _error(name: str, request: httpx.Request) -> httpx.TransportError:

@@ -44,6 +44,7 @@ from verl_rlar.config import AgentsConfig, HubConfig
 from verl_rlar.errors import CassetteError, ConfigError, HubError
 from verl_rlar.gate import check
 from verl_rlar.hub import Hub, endpoint_of
+from verl_rlar.repository import COMMIT
 from verl_rlar.types import Query
 
 SAMPLES = 4
@@ -248,6 +249,8 @@ def _examined(brief: Brief, hub: Hub, told: _Told, now: datetime) -> tuple[list[
         report = None
         commit = str(said["commit"])
         try:
+            if not COMMIT.fullmatch(commit):
+                raise HubError(f"{commit[:80]!r} is no commit")
             model = hub.inspect(repo, commit)
             report = check(model, hub.config)
             fault = fault_of(model, said["fit"], said["why"], said["quotes"])

@@ -39,8 +39,8 @@ class DeskTool(Tool):
     def __init__(self, name: str, description: str, inputs: Mapping[str, Any], work: Callable[..., str]) -> None:
         self.name, self.description, self.inputs = name, description, dict(inputs)
         self.work = work
-        self.fault: CassetteError | None = None
-        """What ends the run, as it is not for the LLM to mend."""
+        self.faults: list[CassetteError] = []
+        """What ends the run, as it is not for the LLM to mend; all tools of a desk share it."""
         super().__init__()
 
     def forward(self, *given: Any, **named: Any) -> str:
@@ -48,7 +48,7 @@ class DeskTool(Tool):
         try:
             return self.work(*(named.get(name) for name in self.inputs))
         except CassetteError as error:
-            self.fault = error
+            self.faults.append(error)
             raise
 
 
@@ -58,7 +58,7 @@ def tools_of(desk: Desk) -> list[DeskTool]:
     def maybe(text: str) -> dict[str, Any]:
         return {"type": "string", "description": text, "nullable": True}
 
-    return [
+    tools = [
         DeskTool(
             "search_models",
             "Finds models on the hub that meet all conditions given, most used first. Give at least one.",
@@ -94,6 +94,9 @@ def tools_of(desk: Desk) -> list[DeskTool]:
             desk.propose,
         ),
     ]
+    for tool in tools:
+        tool.faults = tools[0].faults
+    return tools
 
 
 def work(order: Mapping[str, Any], emit: Emit) -> None:
@@ -143,8 +146,8 @@ def _agent(config: AgentsConfig, llm: Llm, tools: Sequence[DeskTool], most: int,
                 "error": str(step.error) if step.error else None,
             }
         )
-        if fault := next((tool.fault for tool in tools if tool.fault), None):
-            raise fault
+        if tools[0].faults:
+            raise tools[0].faults[0]
         if step.step_number >= config.steps and not step.is_final_answer and step.model_output_message:
             raise Stop("steps", f"it used all its {config.steps} steps (rlar.agents.steps)")
 
