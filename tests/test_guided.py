@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -454,6 +455,12 @@ def test_the_command_uses_no_llm_if_it_is_not_wanted(hub: HubServer, tmp_path: P
 def test_the_command_says_what_does_not_go_together(tmp_path: Path, args: list[str], reason: str) -> None:
     result = rlar(None, tmp_path, "chat", *args)
     assert result.exit_code == 2 and reason in result.stderr
+
+
+def test_a_missing_extra_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "smolagents", None)
+    with pytest.raises(ConfigError, match=r"verl-rlar\[agents\]"):
+        guided(brief_of("chat"), [], HubConfig(), AgentsConfig(url="http://x/v1", model="m"), folder=tmp_path)
 
 
 def test_no_llm_configured_is_said(tmp_path: Path) -> None:
