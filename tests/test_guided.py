@@ -273,12 +273,15 @@ def test_an_llm_that_hangs_costs_its_deadline(hub: HubServer, tmp_path: Path) ->
 def test_killed_at_the_wall_clock_what_was_proposed_stays(hub: HubServer, tmp_path: Path) -> None:
     over = threading.Event()
     try:
-        findings, _ = find(hub, tmp_path, calls(propose(MATH, 0.4)), hangs(over), wall_s=20)
+        findings, _ = find(
+            hub, tmp_path, calls(propose(MATH, 0.4)), hangs(over), wall_s=20, record=tmp_path / "c.jsonl"
+        )
     finally:
         over.set()
     assert findings.agent and findings.agent.how == "time" and "killed" in findings.agent.detail
     assert (findings.proposals[0].repo, findings.proposals[1].repo) == (MATH, CHAT)
     assert '"proposed"' in Path(findings.agent.transcript).read_text()
+    assert "was not kept" in findings.faults[1] and not list(tmp_path.glob("c.jsonl*"))
 
 
 # what an agent tells is not taken for granted
@@ -388,6 +391,19 @@ def test_a_replay_that_is_not_the_recording_fails_and_says_where(tmp_path: Path)
     }.items():
         with pytest.raises(CassetteError, match=reason):
             replay(tmp_path, **given)
+
+
+@pytest.mark.parametrize("turn", [SEARCH, dies(), says(500)])
+def test_what_ended_early_ends_so_on_replay(hub: HubServer, tmp_path: Path, turn: Turn) -> None:
+    path = tmp_path / "c.jsonl"
+    first, _ = find(hub, tmp_path, calls(propose(MATH, 0.4)), turn, record=path, steps=3, retries=1)
+    asked = len(hub.requests)
+    again = guided(
+        brief_of("helpful answers in open chat"), [], HubConfig(), AgentsConfig(), folder=tmp_path, replay=path
+    )
+    assert again.agent and first.agent and again.agent.how == first.agent.how in ("steps", "endpoint")
+    assert len(again.proposals) == 3 and again.proposals == first.proposals and again.refused == first.refused
+    assert again.by == first.by and again.faults == first.faults and len(hub.requests) == asked
 
 
 def test_no_secret_is_written_anywhere(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,9 @@ from verl_rlar.types import Query
 SAMPLES = 4
 """Queries of the task that the agent is shown."""
 WORK = "verl_rlar.agents.searcher:work"
-SHAPING = ("temperature", "answer_tokens", "steps", "calls_per_step", "tokens", "quote_chars")
+SHAPING = (
+    "temperature", "answer_tokens", "steps", "calls_per_step", "tokens", "quote_chars", "retries", "max_wait_s",
+)  # fmt: skip
 """Settings of an agent on which its requests depend; a cassette brings its own."""
 
 
@@ -108,7 +110,7 @@ def guided(
         folder: Where the transcript goes.
         most: Most proposals.
         now: Ages of models are counted from then; None: the clock's time.
-        record: Cassette to be written.
+        record: Cassette to be written; it is not, and that is a fault, if the agent's process was killed or crashed.
         note: What the cassette says about who or what wrote the LLM's answers.
         replay: Cassette to be used instead of the network.
         on_progress: Called while it works.
@@ -168,6 +170,10 @@ def guided(
             secrets=keys,
             on_event=on_event,
         )
+        faults = [] if ended.how == "done" else [f"the agent did not come to its end: {ended.detail}"]
+        if tape and ended.how in ("time", "crash"):
+            tape.drop()
+            faults.append(f"{record} was not kept: the agent was killed amid its traffic, which cannot be replayed")
         traffic = Traffic(
             side="scout", add=tape.add if tape else None, cassette=cassette, secrets=session.secrets_of(*keys)
         )
@@ -190,7 +196,7 @@ def guided(
             looked_at=len(told.looked_at),
             proposals=tuple(proposals[:most]),
             refused=tuple(refused.values()),
-            faults=() if ended.how == "done" else (f"the agent did not come to its end: {ended.detail}",),
+            faults=tuple(faults),
             agent=run,
         )
         if (ended.how != "done" or not proposals) and len(proposals) < most:
@@ -212,7 +218,7 @@ def _as_recorded(
         raise CassetteError(f"{cassette.path} was recorded for the task {header.task!r}, not for {brief.task!r}")
     if header.settings["most"] != most:
         raise CassetteError(f"{cassette.path} was recorded for at most {header.settings['most']} proposals, not {most}")
-    shaping = {name: header.settings["agents"][name] for name in SHAPING}
+    shaping = {name: value for name, value in header.settings["agents"].items() if name in SHAPING}
     return (
         config.model_copy(update={"url": header.llm, "model": header.model, **shaping}),
         hub_config.model_copy(update={"endpoint": header.hub, "offline": False, "results": header.settings["results"]}),
