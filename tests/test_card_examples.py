@@ -3,11 +3,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_rlar.card_examples import BLOCK_CHARS, CONVERSATIONS, Example, examples_of
+from verl_rlar.card_examples import (
+    BLOCK_CHARS,
+    CONVERSATIONS,
+    Example,
+    Printed,
+    Reproduced,
+    examples_of,
+    reproduce,
+)
+from verl_rlar.errors import ToolError
+from verl_rlar.serving import Conversation, How, Probed, Scored
+from verl_rlar.serving.probe import Tried
 from verl_rlar.types import Message
 
 TALK = (Message(role="user", content="Two plus two?"), Message(role="assistant", content="It is 4."))
@@ -127,3 +141,103 @@ def test_a_hostile_card_costs_little_and_raises_nothing(name: str) -> None:
 def test_any_text_is_read(text: str) -> None:
     for found in (examples_of(text), examples_of(card(f"\n{text}\n"))):
         assert all(isinstance(example, Example) for example in found)
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+CHAT, PLAIN = How(), How(form="plain")
+
+
+class Model:
+    """A model whose outputs depend on how it is asked, as real ones' do."""
+
+    def __init__(self, columns: int = 1) -> None:
+        self.columns = columns
+
+    def rows(self, how: How, texts: Conversation) -> tuple[float, ...]:
+        shift = {"chat": 0.0, "plain": 2.0, "pair": -3.0}[how.form] + (1.0 if how.eos else 0.0)
+        quality = 4.0 if "4" in texts[-1].content else -4.0
+        return tuple(quality * (1 + column) + shift + 10 * column for column in range(self.columns))
+
+    async def ask(self, how: How, conversations: Sequence[Conversation]) -> list[Scored]:
+        if how.form == "pair":
+            raise ToolError("no pairs")
+        return [Scored(value=0.0, rows=(self.rows(how, one),)) for one in conversations]
+
+
+def probed(how: How, *others: How, sure: bool = True) -> Probed:
+    """What a probe may have found: this way, and others beside it."""
+    tried = (Tried(how=how, accuracy=0.9), *(Tried(how=one, accuracy=0.88) for one in others))
+    turned = tuple(replace(one, how=replace(one.how, sign=-1), accuracy=1 - one.accuracy) for one in tried)
+    return Probed(
+        how=how, sure=sure, reason="", pairs=40, tried=(*tried, *turned, Tried(how=How(form="pair"), error="no"))
+    )
+
+
+def example(*values: float, step: float = 1e-6) -> Example:
+    return Example(conversations=(TALK, OTHER), runs=(tuple(Printed(value=value, step=step) for value in values),))
+
+
+async def test_scores_of_a_card_that_come_out_as_the_probe_asks_speak_for_it() -> None:
+    found = await reproduce(Model().ask, probed(CHAT, PLAIN, replace(CHAT, eos=True)), [example(4.0, -4.0)], "sequence")
+    assert found.how == CHAT and found.telling
+    assert (found.found, found.values, found.reproduced) == (1, 2, 1) and found.worst == 0.0
+
+
+async def test_another_way_that_gives_the_scores_of_the_card_is_preferred_to_the_probed_one() -> None:
+    found = await reproduce(Model().ask, probed(CHAT, PLAIN), [example(6.0, -2.0)], "sequence")
+    assert found.how == PLAIN and found.telling and "not as the probe would ask it" in found.note
+    close = replace(CHAT, eos=True)  # within the tolerance of scores in bfloat16, and yet not the right one
+    large = [example(105.0, 97.0)]
+
+    class Large(Model):
+        def rows(self, how: How, texts: Conversation) -> tuple[float, ...]:
+            return (super().rows(how, texts)[0] + 100,)
+
+    found = await reproduce(Large().ask, probed(CHAT, close), large, "sequence")
+    assert found.how == close and found.worst == 0.0
+
+
+async def test_scores_that_come_out_in_no_way_are_said_to() -> None:
+    found = await reproduce(Model().ask, probed(CHAT, PLAIN), [example(9.0, 9.5)], "sequence")
+    assert found.how is None and found.reproduced == 0 and "no way to ask it" in found.note and not found.telling
+
+
+async def test_one_of_several_runs_is_enough_and_so_are_chances() -> None:
+    runs = (*example(20.0, 1.0).runs, *example(4.0, -4.0).runs)
+    found = await reproduce(
+        Model().ask, probed(CHAT, PLAIN), [Example(conversations=(TALK, OTHER), runs=runs)], "sequence"
+    )
+    assert found.how == CHAT
+    chances = example(0.982, 0.018, step=0.001)
+    found = await reproduce(Model().ask, probed(CHAT, PLAIN), [chances], "sequence")
+    assert found.how == CHAT and found.reproduced == 1
+
+
+async def test_the_printed_output_is_taken_where_the_probe_does_not_mind() -> None:
+    first, second = How(head=0), How(head=1)
+    model = Model(columns=3)
+    printed = [example(*(model.rows(CHAT, talk)[1] for talk in (TALK, OTHER)))]
+    found = await reproduce(model.ask, probed(first, second, How(head=2)), printed, "sequence")
+    assert found.how == second
+    other = Probed(
+        how=first,
+        sure=True,
+        reason="",
+        pairs=40,
+        tried=(Tried(how=first, accuracy=0.9), Tried(how=second, accuracy=0.5)),
+    )
+    found = await reproduce(model.ask, other, printed, "sequence")
+    assert found.how == first, "the probe is sure that the printed output says nothing"
+
+
+async def test_one_score_or_alike_ones_tell_nothing_about_the_way() -> None:
+    single = Example(conversations=(TALK,), runs=((Printed(value=4.0, step=0.1),),))
+    found = await reproduce(Model().ask, probed(CHAT), [single], "sequence")
+    assert found.reproduced == 1 and not found.telling
+
+
+async def test_what_scores_by_steps_is_not_compared() -> None:
+    found = await reproduce(Model().ask, probed(CHAT), [example(4.0, -4.0)], "steps")
+    assert found.how is None and "steps" in found.note
+    assert await reproduce(Model().ask, probed(CHAT), [], "sequence") == Reproduced()

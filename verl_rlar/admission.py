@@ -232,7 +232,7 @@ async def bring(
         draft(kinds),
         name=tool_name(vetted, taken),
         target=vetted.target,
-        description=_description(vetted),
+        description=description_of(vetted),
         serving=serving(how, vetted.family, golden),
     )
     known = {
@@ -370,7 +370,7 @@ def _nearest(probed: Probed, default: How) -> How:
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
-def _description(vetted: Vetted) -> str:
+def description_of(vetted: Vetted) -> str:
     """What it is, by what was measured; what its card says of itself in quotes."""
     report = vetted.report
     count = report.parameters or 0

@@ -267,4 +267,5 @@ def in_library(path: Path, tool: str) -> Subject | None:
     spec = library.spec(digest)
     if spec.kind == "rule":
         return find(spec.target)  # in today's code: no other can be run
-    return Subject(spec=spec, source=library.source(digest) or "")
+    card = library.card(digest) or {}
+    return Subject(spec=spec, source=library.source(digest) or "", model=card.get("model"))

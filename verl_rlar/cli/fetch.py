@@ -46,8 +46,9 @@ def _fetch(models: list[str], folder: str | None, config: RlarConfig) -> int:
     wanted = dict.fromkeys(models)
     failed = False
     if folder is not None:
-        snapshot = open_library(folder).latest()
-        for spec in (*snapshot.tools, *snapshot.shadows):
+        library = open_library(folder)
+        served = [digest for digest, one in library.standings().items() if one.event in ("live", "shadow")]
+        for spec in map(library.spec, served):
             if spec.kind == "reward_model" and not (spec.serving or {}).get("address"):
                 try:
                     print(visible(f"{spec.target} {snapshots.locate(spec)}"))

@@ -7,6 +7,8 @@ another order and in another process; and once more *undressed*: no step, no gro
 of the prompt. A tool that behaves only where it believes to be examined differs there, or fails where answers look like
 a model's: generators write wrong answers bare and as prose.
 
+A tool whose scale was learned is asked, too, for answers that only look better (`verl_rlar.exam.biases`).
+
 What is measured, and what it must reach: `verl_rlar.config.ExamConfig`. A tool whose values are yes or no is held to
 one half; a graded tool to the order of its values on each query: a wrong answer is accepted if it scores as high as the
 query's right answers do (their median), a right one is rejected if it scores as low as the wrong ones do.
@@ -53,6 +55,8 @@ EXCERPT = 200
 """Most characters of a text on the card."""
 SORT = 5
 """Cases of a sort from which its share is looked at alone."""
+BATCHED = 0.01
+"""By how much a reward model's value may differ from run to run: its sums depend on what else is in its batch."""
 SURE = 0.02
 """A value this near to 0 or 1 is a yes or no."""
 Z = 1.959964
@@ -136,6 +140,7 @@ async def examine(
     again = cases[: config.repeats]
     agree: dict[str, list[bool]] = {"determinism": [], "disguise": []}
     fingerprint = ""
+    same = BATCHED if spec.kind == "reward_model" else 1e-9
     if cases and not trial.stopped:
         backwards, shuffled = again[::-1], random.Random(seed).sample(again, len(again))
         second = await trial.run("asking again", shuffled, scorers[0], lambda case: dressed(case, seed))
@@ -143,7 +148,7 @@ async def examine(
         plain = await trial.run("undressed", again, scorers[1], lambda case: undressed(case, spec))
         for case in again:
             one = first[case.id]
-            agree["determinism"].append(all(_alike(one, run.get(case.id), 1e-9) for run in (second, third)))
+            agree["determinism"].append(all(_alike(one, run.get(case.id), same) for run in (second, third)))
             agree["disguise"].append(_alike(one, plain.get(case.id), config.limits.tolerance))
     changed = biases.changes(evidence.cases) if spec.calibration is not None else ()
     looks = await trial.run("looks", [one.changed for one in changed], scorers[0], lambda case: dressed(case, seed))
