@@ -157,7 +157,9 @@ def test_a_repository_is_told_from_the_other_tools() -> None:
         map(is_model, (CHAT, f"{CHAT}@main", f"{CHAT}@{'0' * 40}", "./mine", "/models/mine", "../mine", "~/mine"))
     )
     assert not any(
-        map(is_model, ("final_answer", "package.module:function", "unit_price.py", "./unit_price.py", "a/b/c"))
+        map(
+            is_model, ("final_answer", "package.module:function", "unit_price.py", "./unit_price.py", "a/b.py", "a/b/c")
+        )
     )
 
 
@@ -325,8 +327,16 @@ class TestTheWholeWay:
 
         from verl_rlar.serving import How
 
-        pairs = pairs_of("chat")[-5:]
-        talks = [talk(text, pairs[0][0]) for text in pairs[0][1:]]
+        def talks_of(pair: tuple[str, str, str]) -> list[Any]:
+            return [talk(text, pair[0]) for text in pair[1:]]
+
+        pairs = [pair for pair in pairs_of("chat")[-40:] if sum(map(len, pair)) < 300][:12]
+        spreads = []
+        for pair in pairs:
+            better, worse = directly(repos / CHAT, How(), talks_of(pair))
+            spreads.append(better - worse)
+        pairs = [pair for pair, spread in zip(pairs, spreads, strict=True) if spread > 3]
+        talks = talks_of(pairs[0])
         folder = tmp_path / "repos"
         printed = {}
         for name, how in (("true", How()), ("plain", How(form="plain")), ("lies", None)):
@@ -340,18 +350,19 @@ class TestTheWholeWay:
         with HubServer(folder) as server:
             config = settings(server, tmp_path / "cache")
             with Hub(config.hub) as hub:
-                true, plain, lies = [
-                    await bring(f"lab/{name}", hub, pool, config, unsure=True) for name in ("true", "plain", "lies")
-                ]
+                true, plain = [await bring(f"lab/{name}", hub, pool, config) for name in ("true", "plain")]
+                lies = await bring("lab/lies", hub, pool, config, unsure=True)
+                with pytest.raises(ModelRefused, match="no way to ask it gives the scores that its card prints"):
+                    await bring("lab/lies", hub, pool, config)
         assert true.examples.reproduced == 1 and (true.examples.worst or 0) < 0.1
         assert true.examples.how is not None and true.examples.how.form == "chat"
         assert plain.examples.how is not None and plain.examples.how.form == "plain"
         assert (lies.examples.found, lies.examples.reproduced, lies.examples.how) == (1, 0, None)
         assert lies.subject.model is not None and "no way to ask it" in lies.subject.model["examples"]["note"]
-        for one in (true, plain):
-            if one.examples.telling:
-                how = (one.subject.spec.serving or {})["how"]
-                assert how["form"] == ("chat" if one is true else "plain")
+        for one, form in ((true, "chat"), (plain, "plain")):
+            assert one.examples.telling and (one.subject.spec.serving or {})["how"]["form"] == form
+            assert one.subject.model is not None and "by the examples in its card" in one.subject.model["chosen"]
+        assert not lies.examples.telling
 
     async def test_labels_that_contradict_a_sure_probe_are_a_reason_to_reject(
         self, hub_of: HubServer, pool: Pool, tmp_path: Path

@@ -39,7 +39,7 @@ from verl_rlar.exam.subject import Subject
 from verl_rlar.gate import Report, Scoring, check
 from verl_rlar.hub import Hub, OnProgress
 from verl_rlar.repository import GIB, NAME, HubModel
-from verl_rlar.serving import GOLDEN_CONVERSATIONS, Golden, How, Pair, Pool, Probed, ServedModel, probe
+from verl_rlar.serving import GOLDEN_CONVERSATIONS, Golden, How, Pair, Probed, RewardModelPool, ServedModel, probe
 from verl_rlar.serving.base import Conversation, Family, Scored
 from verl_rlar.serving.probe import MARGIN
 from verl_rlar.snapshots import read_folder
@@ -93,8 +93,9 @@ class Brought:
 
 def is_model(name: str) -> bool:
     """Whether a tool's name on the command line is a repository (``OWNER/NAME[@REVISION]``) or a model's folder."""
-    repo, _, _ = name.partition("@")
-    return bool(NAME.fullmatch(repo)) or (name.startswith(("/", ".", "~")) and not name.endswith(".py"))
+    if name.endswith(".py"):
+        return False
+    return name.startswith(("/", ".", "~")) or bool(NAME.fullmatch(name.partition("@")[0]))
 
 
 def vet(name: str, hub: Hub) -> Vetted:
@@ -147,7 +148,7 @@ def fetch(vetted: Vetted, hub: Hub, on_progress: OnProgress | None = None) -> Pa
 async def bring(
     name: str,
     hub: Hub,
-    pool: Pool,
+    pool: RewardModelPool,
     config: RlarConfig,
     *,
     kinds: Collection[Kind] = (Kind.OPEN,),
