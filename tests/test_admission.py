@@ -6,11 +6,13 @@ The slow tests train tiny models, serve them in processes of their own, and take
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from hub_repos import HOSTILE, TRAINED, bare, build, hostile, pairs_of, show_scores, write_card
+from hub_repos import HOSTILE, TRAINED, bare, build, hostile, pairs_of, show_scores, write_card, write_tensors
 from hub_server import HubServer
 
 from verl_rlar.admission import (
@@ -36,7 +38,7 @@ from verl_rlar.admission import (
 )
 from verl_rlar.config import RlarConfig, ServingConfig, parse
 from verl_rlar.errors import ConfigError, HubError, HubNotFound, HubUnreachable, ModelRefused, ToolUnavailable
-from verl_rlar.exam import Examination, gather
+from verl_rlar.exam import Card, Examination, gather
 from verl_rlar.exam.hall import Hall
 from verl_rlar.hub import Hub
 from verl_rlar.serving import PAIRS, Pool
@@ -69,6 +71,14 @@ def settings(server: HubServer, cache: Path, **hub: Any) -> RlarConfig:
     return parse(tree)
 
 
+BIG = {
+    "model.layers.0.mlp.gate_proj.weight": (32, 16),
+    "model.layers.0.mlp.up_proj.weight": (1 << 17, 16),
+    "model.norm.weight": (16,),
+}
+"""Tensors of 8 MiB."""
+
+
 # --- before a download ------------------------------------------------------------------------------------------------
 
 
@@ -84,6 +94,7 @@ def server(place: Path) -> Iterator[HubServer]:
         yield server
 
 
+@needs_transformers
 @pytest.mark.parametrize("repo", sorted(HOSTILE))
 async def test_a_hostile_repository_is_refused_with_its_reasons_before_a_byte_of_it_is_kept(
     server: HubServer, place: Path, tmp_path: Path, repo: str
@@ -133,6 +144,40 @@ def test_a_branch_is_pinned_and_a_commit_stays_what_it_was(server: HubServer, pl
         assert fetch(old, hub).name == first
 
 
+@needs_transformers
+async def test_a_download_that_is_cancelled_ends_and_the_next_one_goes_on(
+    server: HubServer, place: Path, tmp_path: Path
+) -> None:
+    weights = place / "model.safetensors"
+    write_tensors(weights, {"model.embed_tokens.weight": (512, 16), "score.weight": (1, 16)} | BIG)
+    server.refresh()
+    config = settings(server, tmp_path / "cache")
+    begun, seen = asyncio.Event(), []
+    loop = asyncio.get_running_loop()
+
+    def on_progress(stage: str, done: int, total: int | None) -> None:
+        if stage == "download" and done > 1 << 20:
+            seen.append(done)
+            loop.call_soon_threadsafe(begun.set)
+            if len(seen) == 1:
+                released.wait(60)
+
+    released = threading.Event()
+    async with Pool(config.serving) as pool:
+        with Hub(config.hub) as hub:
+            task = asyncio.ensure_future(bring(BASE, hub, pool, config, on_progress=on_progress))
+            await asyncio.wait_for(begun.wait(), 60)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            released.set()
+            await loop.shutdown_default_executor()
+            assert len(seen) == 1 and hub.local(BASE, server.commit(BASE)) is None
+            assert fetch(vet(BASE, hub), hub).is_dir()
+    assert server.sent(r"model\.safetensors$") < 2 * weights.stat().st_size
+
+
+@needs_transformers
 async def test_what_is_not_there_and_what_cannot_be_asked_for_are_errors_of_their_own(
     server: HubServer, tmp_path: Path
 ) -> None:
@@ -267,6 +312,7 @@ class TestTheWholeWay:
         assert spec.target == f"{CHAT}@{hub_of.commit(CHAT)}" and spec.name == "chat_reward_llama"
         assert (brought.probed.how.form, brought.probed.how.sign, brought.probed.how.max_length) == ("chat", 1, 96)
         assert len(served_model(spec, "/x").golden) == 3
+        assert Card.from_dict(json.loads(json.dumps(card.as_dict()))) == card
         assert card.model is not None and card.model["learned_sign"] == card.model["sign"] == 1
         assert "probe (pairs of your own data)" in card.markdown() and spec.target in card.markdown()
         assert seen["download"][0] == seen["download"][1] and seen["start"] == (1, 1) and seen["probe"][0] > 8
@@ -319,6 +365,18 @@ class TestTheWholeWay:
             brought = await bring(CHAT, hub, pool, config, unsure=True)
         assert not brought.probed.sure and brought.subject.model is not None
         assert brought.subject.model["chosen"] == "as its files suggest"
+
+    async def test_a_model_that_scores_by_steps_is_asked_by_steps(
+        self, hub_of: HubServer, pool: Pool, tmp_path: Path
+    ) -> None:
+        from tiny_rewards import build as build_tiny
+
+        config = settings(hub_of, tmp_path / "cache")
+        with Hub(config.hub) as hub:
+            brought = await bring(str(build_tiny(tmp_path, "steps", labels=2)), hub, pool, config, unsure=True)
+        described = brought.subject.spec.serving or {}
+        assert described["family"] == "steps" and described["how"]["head"] == 1 and len(described["golden"]) == 3
+        assert "a score per step" in brought.subject.spec.description
 
     async def test_the_scores_on_a_card_are_reproduced_and_a_card_that_lies_is_found_out(
         self, repos: Path, pool: Pool, tmp_path: Path

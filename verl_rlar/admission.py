@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import re
+import threading
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from typing import Any
 
 from verl_rlar.card_examples import Reproduced, examples_of, reproduce
 from verl_rlar.config import RlarConfig, ServingConfig
-from verl_rlar.errors import ConfigError, ModelRefused, ToolUnavailable
+from verl_rlar.errors import ConfigError, HubCutShort, ModelRefused, ToolUnavailable
 from verl_rlar.exam.cases import Expect
 from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.subject import Subject
@@ -177,7 +178,7 @@ async def bring(
     """
     able(config.serving)
     vetted = await asyncio.to_thread(vet, name, hub)
-    folder = await asyncio.to_thread(fetch, vetted, hub, lambda _, done, total: on_progress("download", done, total))
+    folder = await _fetched(vetted, hub, on_progress)
     default = _default(vetted)
     model = ServedModel(
         name=vetted.target,
@@ -261,6 +262,21 @@ async def bring(
     return Brought(
         subject=subject, served=replace(model, how=how), report=vetted.report, probed=probed, examples=examples
     )
+
+
+async def _fetched(vetted: Vetted, hub: Hub, on_progress: OnProgress) -> Path:
+    """`fetch` in a thread; if this is cancelled, the thread ends with the next piece that comes, which is kept."""
+    stopped = threading.Event()
+
+    def tell(_: str, done: int, total: int | None) -> None:
+        if stopped.is_set():
+            raise HubCutShort(f"{vetted.target}: the download was stopped; the next one goes on from there")
+        on_progress("download", done, total)
+
+    try:
+        return await asyncio.to_thread(fetch, vetted, hub, tell)
+    finally:
+        stopped.set()
 
 
 def able(config: ServingConfig) -> None:
