@@ -431,6 +431,31 @@ def write_card(
     (place / "README.md").write_text("\n".join(["---", *head, "---", f"# {place.name}", "", text, ""]))
 
 
+def show_scores(place: Path, pairs: Sequence[Pair], scores: Sequence[float]) -> None:
+    """Adds an example to a model card, as many authors do: code, and the scores that it prints.
+
+    Args:
+        place: The repository.
+        pairs: The example is the first one: a prompt, and two responses.
+        scores: What is printed for them.
+    """
+    prompt, better, worse = pairs[0]
+    code = [
+        "```python",
+        f"prompt = {prompt!r}",
+        f"response1 = {better!r}",
+        f"response2 = {worse!r}",
+        'talk1 = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response1}]',
+        'talk2 = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response2}]',
+        "for talk in (talk1, talk2):",
+        "    print(model(**encoded(talk)).logits[0][0].item())",
+        *(f"# Score for response {number}: {score}" for number, score in enumerate(scores, start=1)),
+        "```",
+    ]
+    path = place / "README.md"
+    path.write_text(path.read_text() + "\n".join(["", "## How to use it", "", *code, ""]))
+
+
 # --- hostile ones -----------------------------------------------------------------------------------------------------
 
 

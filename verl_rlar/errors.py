@@ -17,6 +17,7 @@
     │   ├── HubNotFound             ... is not there (any more)
     │   ├── HubCutShort             ... sent less than it said
     │   └── HubMismatch             ... sent something else than it said
+    ├── ModelRefused                a reward model is refused before its exam: unsafe, or nobody knows how to ask it
     ├── AgentError                  an agent could not do its work
     │   ├── EndpointError           ... as the endpoint of its LLM does not answer, or not as it should
     │   └── CassetteError           ... as a cassette does not hold this traffic, or cannot be read or written
@@ -93,6 +94,13 @@ class HubCutShort(HubError):
 
 class HubMismatch(HubError):
     """What came is not what the hub had said: other size, other content, or no reply of a hub at all."""
+
+
+class ModelRefused(RlarError):
+    """A reward model does not get to its exam. The message names it, and says all that speaks against it."""
+
+    reasons: tuple[str, ...] = ()
+    """Each of these by itself; they may quote the repository: hostile text."""
 
 
 class AgentError(RlarError):

@@ -34,12 +34,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 from urllib.parse import quote
 from uuid import uuid4
 
@@ -62,26 +62,17 @@ from verl_rlar.errors import (
     HubUnreachable,
 )
 from verl_rlar.repository import (
-    CARD,
     COMMIT,
-    CONFIG,
     GIB,
-    INDEX,
-    KIB,
-    LICENCE_FILE,
     MIB,
     NAME,
-    TOKENIZER_CONFIG,
-    WEIGHTS,
     Facts,
     HubFile,
     HubModel,
-    Tensor,
     facts_of,
     files_of,
     is_plain,
-    parse_header,
-    shards_of,
+    look_into,
 )
 
 T = TypeVar("T")
@@ -91,13 +82,6 @@ OnProgress = Callable[[str, int, int | None], None]
 
 REPLY_BYTES = 16 * MIB
 """Longest reply to a search or a question about a model."""
-CONFIG_BYTES = 256 * KIB
-"""Largest config file that is read."""
-INDEX_BYTES = 16 * MIB
-CARD_BYTES = 64 * KIB
-"""Length at which a card is cut."""
-HEADER_BYTES = 8 * MIB
-"""Longest header of a safetensors file."""
 CHUNK_BYTES = MIB
 
 EXPAND = (
@@ -279,81 +263,7 @@ class Hub:
             raise HubMismatch(f"{what}: the hub answered with {facts.repo}; if it was renamed, ask for that name")
         if revision and COMMIT.fullmatch(revision) and facts.commit != revision:
             raise HubMismatch(f"{what}: the hub answered with commit {facts.commit}")
-        return self._look_into(facts, files_of(info))
-
-    def _look_into(self, facts: Facts, files: tuple[HubFile, ...]) -> HubModel:
-        by_path = {file.path: file for file in files}
-        faults: dict[str, str] = {}
-
-        def text(path: str, cap: int, *, cut: bool = False) -> str:
-            if path not in by_path:
-                return ""
-            if by_path[path].size > cap and not cut:
-                faults[path] = f"{by_path[path].size:,} bytes; at most {cap:,} are read"
-                return ""
-            end = min(cap, by_path[path].size)
-            return self._bytes(facts, path, 0, end).decode("utf-8", "replace") if end else ""
-
-        def mapping(path: str, cap: int) -> Mapping[str, Any] | None:
-            if path not in by_path or not (content := text(path, cap)):
-                return None
-            with suppress(HubMismatch):
-                value = _json(content.encode(), path)
-                if isinstance(value, dict):
-                    return cast(Mapping[str, Any], value)
-            faults[path] = "no JSON object"
-            return None
-
-        weights: tuple[HubFile, ...] = ()
-        tensors: Mapping[str, Tensor] | None = None
-        config = tokenizer_config = None
-        card = licence_text = closed = ""
-        try:
-            config = mapping(CONFIG, CONFIG_BYTES)
-            tokenizer_config = mapping(TOKENIZER_CONFIG, 16 * CONFIG_BYTES)
-            card = text(CARD, CARD_BYTES, cut=True)
-            licence_file = next((path for path in sorted(by_path) if LICENCE_FILE.fullmatch(path)), "")
-            licence_text = text(licence_file, 4 * KIB, cut=True)
-            if WEIGHTS in by_path:
-                weights = (by_path[WEIGHTS],)
-            elif INDEX in by_path:
-                weights = shards_of(mapping(INDEX, INDEX_BYTES), by_path, faults)
-            if weights and sum(file.size for file in weights) <= self.config.max_gb * GIB:
-                tensors = self._tensors(facts, weights, faults)
-        except HubGated as error:
-            closed = str(error)
-        return HubModel(
-            facts=facts,
-            files=files,
-            weights=weights,
-            config=config,
-            tokenizer_config=tokenizer_config,
-            card=card,
-            licence_text=licence_text,
-            tensors=tensors,
-            closed=closed,
-            faults=faults,
-        )
-
-    def _tensors(
-        self, facts: Facts, weights: tuple[HubFile, ...], faults: dict[str, str]
-    ) -> Mapping[str, Tensor] | None:
-        """The tensors of all files; None if one of the headers is broken."""
-        tensors: dict[str, Tensor] = {}
-        for file in weights:
-            try:
-                length = int.from_bytes(self._bytes(facts, file.path, 0, 8), "little") if file.size > 8 else 0
-                if not 2 <= length <= min(HEADER_BYTES, file.size - 8):
-                    raise ValueError(f"its header would be {length:,} bytes long, the file is {file.size:,}")
-                header = self._bytes(facts, file.path, 8, 8 + length)
-                found = parse_header(header, file.size - 8 - length)
-                if both := sorted(found.keys() & tensors.keys()):
-                    raise ValueError(f"tensor {both[0]!r} is in another file, too")
-            except ValueError as error:
-                faults[file.path] = str(error)
-                return None
-            tensors |= found
-        return tensors
+        return look_into(facts, files_of(info), partial(self._bytes, facts), int(self.config.max_gb * GIB))
 
     def _bytes(self, facts: Facts, path: str, begin: int, end: int) -> bytes:
         """Bytes of a file, of which there are so many."""

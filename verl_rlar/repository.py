@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
+
+from verl_rlar.errors import HubGated
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 CONFIG, TOKENIZER_CONFIG, CARD = "config.json", "tokenizer_config.json", "README.md"
@@ -33,6 +35,20 @@ SHARDS = 128
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 """Names of repositories: owner and name."""
+CONFIG_BYTES = 256 * KIB
+"""Largest config file that is read."""
+INDEX_BYTES = 16 * MIB
+CARD_BYTES = 64 * KIB
+"""Length at which a card is cut."""
+HEADER_BYTES = 8 * MIB
+"""Longest header of a safetensors file."""
+
+Read = Callable[[str, int, int], bytes]
+"""Gives the bytes of a file, by its path, from the first up to, not including, the last.
+
+Raises:
+    HubError: They cannot be had; `HubGated`: they may not be read.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +217,92 @@ def is_plain(path: str) -> bool:
         and ".." not in parts
         and "/".join(parts) == path
     )
+
+
+def look_into(facts: Facts, files: tuple[HubFile, ...], read: Read, weight_bytes: int) -> HubModel:
+    """Reads what can be known about a model before its weights are loaded.
+
+    Args:
+        facts: What is said about it.
+        files: Its files.
+        read: Reads them.
+        weight_bytes: Largest size of the weights of which the headers are read.
+
+    Raises:
+        HubError: From `read`, but for `HubGated`: that is a part of the answer.
+    """
+    by_path = {file.path: file for file in files}
+    faults: dict[str, str] = {}
+
+    def text(path: str, cap: int, *, cut: bool = False) -> str:
+        if path not in by_path:
+            return ""
+        if by_path[path].size > cap and not cut:
+            faults[path] = f"{by_path[path].size:,} bytes; at most {cap:,} are read"
+            return ""
+        end = min(cap, by_path[path].size)
+        return read(path, 0, end).decode("utf-8", "replace") if end else ""
+
+    def mapping(path: str, cap: int) -> Mapping[str, Any] | None:
+        if path not in by_path or not (content := text(path, cap)):
+            return None
+        try:
+            value = json.loads(content)
+        except (ValueError, RecursionError):
+            value = None
+        if isinstance(value, dict):
+            return cast(Mapping[str, Any], value)
+        faults[path] = "no JSON object"
+        return None
+
+    weights: tuple[HubFile, ...] = ()
+    tensors: Mapping[str, Tensor] | None = None
+    config = tokenizer_config = None
+    card = licence_text = closed = ""
+    try:
+        config = mapping(CONFIG, CONFIG_BYTES)
+        tokenizer_config = mapping(TOKENIZER_CONFIG, 16 * CONFIG_BYTES)
+        card = text(CARD, CARD_BYTES, cut=True)
+        licence_file = next((path for path in sorted(by_path) if LICENCE_FILE.fullmatch(path)), "")
+        licence_text = text(licence_file, 4 * KIB, cut=True)
+        if WEIGHTS in by_path:
+            weights = (by_path[WEIGHTS],)
+        elif INDEX in by_path:
+            weights = shards_of(mapping(INDEX, INDEX_BYTES), by_path, faults)
+        if weights and sum(file.size for file in weights) <= weight_bytes:
+            tensors = _tensors(weights, read, faults)
+    except HubGated as error:
+        closed = str(error)
+    return HubModel(
+        facts=facts,
+        files=files,
+        weights=weights,
+        config=config,
+        tokenizer_config=tokenizer_config,
+        card=card,
+        licence_text=licence_text,
+        tensors=tensors,
+        closed=closed,
+        faults=faults,
+    )
+
+
+def _tensors(weights: tuple[HubFile, ...], read: Read, faults: dict[str, str]) -> Mapping[str, Tensor] | None:
+    """The tensors of all files; None if one of the headers is broken."""
+    tensors: dict[str, Tensor] = {}
+    for file in weights:
+        try:
+            length = int.from_bytes(read(file.path, 0, 8), "little") if file.size > 8 else 0
+            if not 2 <= length <= min(HEADER_BYTES, file.size - 8):
+                raise ValueError(f"its header would be {length:,} bytes long, the file is {file.size:,}")
+            found = parse_header(read(file.path, 8, 8 + length), file.size - 8 - length)
+            if both := sorted(found.keys() & tensors.keys()):
+                raise ValueError(f"tensor {both[0]!r} is in another file, too")
+        except ValueError as error:
+            faults[file.path] = str(error)
+            return None
+        tensors |= found
+    return tensors
 
 
 def facts_of(item: Any) -> Facts | None:

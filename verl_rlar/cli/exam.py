@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,13 +29,14 @@ from verl_rlar.cli.app import (
     visible,
 )
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import ConfigError, LibraryError
+from verl_rlar.errors import ConfigError, LibraryError, ModelRefused
 from verl_rlar.inbox import Exam, Submission
 from verl_rlar.library import EventKind, Library, spec_to_json
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
     from verl_rlar.exam.subject import Subject  # the exam's imports take a second
+    from verl_rlar.tools.reward_model import RewardModelRunner
 
 
 class Then(str, Enum):
@@ -47,7 +50,12 @@ class Then(str, Enum):
 @app.command("exam")
 def exam_command(
     tool: Annotated[
-        str, typer.Argument(metavar="TOOL", help="A built-in tool, package.module:function, or a verifier (*.py).")
+        str,
+        typer.Argument(
+            metavar="TOOL",
+            help="A built-in tool, package.module:function, a verifier (*.py), or a reward model: OWNER/NAME[@COMMIT] "
+            "on the hub, or ./FOLDER.",
+        ),
     ],
     data: Annotated[
         list[str] | None, typer.Option("--data", metavar="FILE", help="Rows to make cases from. Repeatable.")
@@ -56,7 +64,7 @@ def exam_command(
         list[str] | None, typer.Option("--cases", metavar="FILE", help="A case file (JSON lines). Repeatable.")
     ] = None,
     kind: Annotated[
-        list[Kind] | None, typer.Option("--kind", help="What a verifier is for, if its file does not say. Repeatable.")
+        list[Kind] | None, typer.Option("--kind", help="What a verifier, or a reward model, is for. Repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Decides which rows are taken, what is changed, and what is sealed.")] = 0,
     as_json: Json = False,
@@ -64,6 +72,9 @@ def exam_command(
         str | None, typer.Option("--in", metavar="FOLDER", help="A library, or a run: the card goes there.")
     ] = None,
     then: Annotated[Then, typer.Option(help="With --in: what becomes of a tool that passed.")] = Then.SHADOW,
+    unsure: Annotated[
+        bool, typer.Option("--unsure", help="Examine a reward model also if nothing tells how it is asked.")
+    ] = False,
     by: Annotated[str, typer.Option(metavar="WHO", help="Who says so, for the log.")] = "command line",
     settings: Set = None,
 ) -> None:
@@ -73,6 +84,9 @@ def exam_command(
     Cases are made from rows (gold answers, labelled ones, changes that must fail and changes that must not matter,
     attacks), or come from case files: rows with a `response` and `expect`: good, bad, abstain, or same_as:<id>.
     A verifier's file runs in a box. Prints the card; --json prints it as one object. Exit code: 0 admitted, 1 rejected.
+    A reward model must pass the gate before anything is downloaded; then it is served here, and asked in many ways to
+    find out which one is right. Rows with `chosen` and `rejected` show it what is right; it is for open dialogue,
+    unless --kind says otherwise.
     With --in, TOOL may be one of that library, and its record stays there, passed or not. A verifier that passed goes
     into the shadow from the next step on; while a training runs, it takes this in at its next step boundary.
 
@@ -82,10 +96,22 @@ def exam_command(
       rlar exam my_package.rewards:brevity --cases cases.jsonl --json | jq .reasons
       rlar exam verifier.py --data train.parquet --kind math --set exam.max_queries=100
       rlar exam unit_price.py --data train.parquet --in checkpoints/qwen3-8b/rlar --then live
+      rlar exam OWNER/NAME@COMMIT --data preferences.parquet --in checkpoints/qwen3-8b/rlar
+      rlar exam ./my-reward-model --data preferences.parquet --kind open --kind translation
     """
     run(
         lambda: _exam(
-            tool, data or [], cases or [], kind or [], seed, as_json, folder, then.value, by, configured(settings)
+            tool,
+            data or [],
+            cases or [],
+            kind or [],
+            seed,
+            as_json,
+            folder,
+            then.value,
+            unsure,
+            by,
+            configured(settings),
         )
     )
 
@@ -99,9 +125,11 @@ async def _exam(
     as_json: bool,
     folder: str | None,
     then: str,
+    unsure: bool,
     by: str,
     config: RlarConfig,
 ) -> int:
+    from verl_rlar.admission import is_model
     from verl_rlar.exam.canaries import of_exam, to_json
     from verl_rlar.exam.hall import examine_files
     from verl_rlar.exam.subject import find
@@ -110,10 +138,22 @@ async def _exam(
         raise ConfigError("nothing to examine it on: give --data FILE or --cases FILE")
     sys.path.insert(0, os.getcwd())  # the user's own package.module
     path = library_folder(folder) if folder else None
-    subject = in_library(path, tool) if path else None
-    subject = subject or find(tool, kinds)
-    with progress_bar() as on_progress:
-        examination = await examine_files(subject, data, cases, config, seed=seed, on_progress=on_progress)
+    model = is_model(tool)
+    subject = in_library(path, tool) if path and not model else None
+    async with AsyncExitStack() as stack:
+        on_progress = stack.enter_context(progress_bar())
+        models = None
+        if model or (subject is not None and subject.spec.kind == "reward_model"):
+            try:
+                subject, models = await _served(
+                    subject or tool, stack, data, cases, kinds, seed, path, unsure, config, on_progress
+                )
+            except ModelRefused as refused:
+                return _refused(tool, refused, as_json)
+        subject = subject or find(tool, kinds)
+        examination = await examine_files(
+            subject, data, cases, config, seed=seed, models=models, on_progress=on_progress
+        )
     card, spec = examination.card, examination.spec
     if as_json:
         print_json(card.as_dict())
@@ -143,6 +183,78 @@ async def _exam(
     return OK if card.admitted else BAD
 
 
+async def _served(
+    wanted: Subject | str,
+    stack: AsyncExitStack,
+    data: list[str],
+    cases: list[str],
+    kinds: list[Kind],
+    seed: int,
+    path: Path | None,
+    unsure: bool,
+    config: RlarConfig,
+    on_progress: Callable[[str, int, int | None], None],
+) -> tuple[Subject, RewardModelRunner]:
+    """A reward model, of a library or by the name of its repository or folder, and what runs it until the stack ends.
+
+    Raises:
+        ModelRefused, HubError, ToolUnavailable: See `verl_rlar.admission.bring`.
+    """
+    from verl_rlar.admission import able, bring, draft, own_pairs, taken_names
+    from verl_rlar.exam.cases import read_cases
+    from verl_rlar.exam.evidence import Evidence, gather
+    from verl_rlar.hub import Hub
+    from verl_rlar.library import builtin_snapshot
+    from verl_rlar.row_files import read_rows
+    from verl_rlar.serving import Pool
+    from verl_rlar.snapshots import Snapshots
+    from verl_rlar.tools.reward_model import RewardModelRunner
+
+    able(config.serving)
+    pool = await stack.enter_async_context(Pool(config.serving))
+    runner = RewardModelRunner(pool, Snapshots(config.hub).locate)
+    if not isinstance(wanted, str):
+        await pool.ensure([runner.model(wanted.spec)])
+        return wanted, runner
+    exam, kinds = config.exam, kinds or [Kind.OPEN]
+    mine = [
+        made
+        for file in data
+        for made in gather(
+            read_rows(file), draft(kinds), queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share
+        ).cases
+    ]
+    for file in cases:
+        mine += read_cases(read_rows(file), seed=seed, sealed_share=exam.sealed_share)
+    others = [*builtin_snapshot().tools]
+    if path:
+        library = Library.read(path)
+        others += [library.spec(digest) for digest in library.digests()]
+    hub = stack.enter_context(Hub(config.hub))
+    brought = await bring(
+        wanted,
+        hub,
+        pool,
+        config,
+        kinds=kinds,
+        pairs=own_pairs(Evidence(cases=tuple(mine))),
+        taken=taken_names(others, wanted),
+        unsure=unsure,
+        on_progress=on_progress,
+    )
+    return brought.subject, runner
+
+
+def _refused(tool: str, refused: ModelRefused, as_json: bool) -> int:
+    if as_json:
+        print_json({"tool": tool, "verdict": "refused", "reasons": list(refused.reasons)})
+    else:
+        print(visible(f"{tool} is refused before its exam:"))
+        for reason in refused.reasons:
+            print(visible(f"  - {reason}"))
+    return BAD
+
+
 def in_library(path: Path, tool: str) -> Subject | None:
     """A tool of a library; None if it has none of that name."""
     from verl_rlar.exam.subject import Subject, find
@@ -155,4 +267,5 @@ def in_library(path: Path, tool: str) -> Subject | None:
     spec = library.spec(digest)
     if spec.kind == "rule":
         return find(spec.target)  # in today's code: no other can be run
-    return Subject(spec=spec, source=library.source(digest) or "")
+    card = library.card(digest) or {}
+    return Subject(spec=spec, source=library.source(digest) or "", model=card.get("model"))

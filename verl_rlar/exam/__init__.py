@@ -4,6 +4,7 @@
     cases.py        a case: a query, a response, and what a tool must say of it; case files
     generators.py   changes of a right answer that must fail, and changes that must not matter
     attacks.py      the ways in which rewards have been cheated, as answers
+    biases.py       changes that only look better: length, format, flattery
     evidence.py     cases out of rows of data, and the rows whose gold cannot be trusted
     trial.py        runs a tool on the cases, as in training, and measures
     card.py         the record: every figure, its threshold, the failing cases, the verdict and its reasons

@@ -35,6 +35,11 @@ MEANING: Mapping[str, str] = {
     "open_pairwise": "right above wrong, open queries",
     "sealed_gap": "lower on sealed than on open queries",
     "ranking": "right above wrong, all queries mixed",
+    "length_correlation": "rank correlation of value and length, within right and wrong answers",
+    "length_gain": "rise of the value by words that say nothing",
+    "format_gain": "rise of the value by format",
+    "flattery_gain": "rise of the value by flattery",
+    "overtaken": "right answers overtaken by a wrong one that looks better",
     "determinism": "same answer in 3 runs, 2 processes",
     "disguise": "same answer when it does not look like an exam",
     "no_reference": "abstains without a reference",
@@ -128,6 +133,8 @@ class Card:
     """Hash of its values, to two decimals, on a fixed public set of cases: tools of one fingerprint behave alike."""
     calibration: Mapping[str, Any] | None = None
     """`verl_rlar.calibration.Calibration.as_dict`; None if there was too little to learn it from."""
+    model: Mapping[str, Any] | None = None
+    """Of a reward model: what it is, how it is asked, and by what evidence; see `verl_rlar.admission`."""
     seed: int = 0
     version: int = 1
     """Of this form."""
@@ -168,6 +175,8 @@ class Card:
             lines.append(f"Not enough evidence for: {', '.join(self.unproven)}.")
         if self.stopped:
             lines.append(f"Ended early: {self.stopped}.")
+        if self.model:
+            lines += ["", "## How it is asked", "", *_asked(self.model)]
         for kind, figures in self.figures.items():
             lines += ["", f"## {'All kinds' if kind == 'all' else kind}", "", "| figure | value | limit | cases | |"]
             lines.append("|---|---:|---:|---:|---|")
@@ -193,6 +202,34 @@ class Card:
             lines += [f"- {where}: {why}" for where, why in self.set_apart]
         lines += ["", f"Fingerprint {self.fingerprint or '-'}."]
         return "\n".join(lines) + "\n"
+
+
+def _asked(model: Mapping[str, Any]) -> list[str]:
+    """What is known of a reward model, and of how it is asked."""
+    how, probe, examples = model["how"], model["probe"], model["examples"]
+    defaults = {"system": None, "bos": None, "eos": None, "against": None, "truncation": "left"}
+    named = [f"{name} {how[name]!r}" for name, usual in defaults.items() if how[name] != usual]
+    output = f"output {how['head']} of {model['outputs'] or 1}"
+    lines = [
+        f"- {_quoted(model['target'])}: {model['architecture']}, {model['parameters'] or 0:,} parameters, licence "
+        f"{_quoted(model['licence'] or 'none')}",
+        "- " + ", ".join([f"form {how['form']}", *named, output, f"at most {how['max_length']:,} tokens"])
+        + f": {model['chosen']}",
+        f"- probe ({probe['of']}): {probe['reason']}",
+    ]  # fmt: skip
+    if examples["found"]:
+        lines.append(f"- {examples['note']}")
+    else:
+        lines.append("- its card shows no example with scores")
+    sign = "higher" if model["sign"] > 0 else "lower"
+    said = f"by the probe, {sign} is better" if model["sign_is_sure"] else "the probe does not tell"
+    learned = model.get("learned_sign")
+    if learned is None:
+        found = "the exam had too few answers to learn it"
+    else:
+        found = f"by the answers of the exam, {'higher' if learned > 0 else 'lower'} is better"
+    lines.append(f"- direction: {said}; {found}")
+    return lines
 
 
 def _quoted(text: str) -> str:

@@ -96,7 +96,14 @@ class Hall:
                 logger.info("%s: the first call failed: %s", spec.name, error)
         at_once = 2 if spec.boxed else 1
         return await examine(
-            spec, evidence, self.scorers(), self._config.exam, seed=seed, at_once=at_once, on_progress=on_progress
+            spec,
+            evidence,
+            self.scorers(),
+            self._config.exam,
+            seed=seed,
+            at_once=at_once,
+            model=subject.model,
+            on_progress=on_progress,
         )
 
 
@@ -107,6 +114,7 @@ async def examine_files(
     config: RlarConfig,
     *,
     seed: int = 0,
+    models: Runner | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Examination:
     """Examines a tool on rows and cases in files.
@@ -117,6 +125,7 @@ async def examine_files(
         case_files: Files of cases.
         config: Settings.
         seed: See `examine`.
+        models: Runs reward models. None: none is examined.
         on_progress: Called with the stage, how much is done, and of how much.
 
     Raises:
@@ -124,7 +133,7 @@ async def examine_files(
     """
     exam = config.exam
     evidence = Evidence()
-    async with Hall(config) as hall:
+    async with Hall(config, models) as hall:
         for path in data:
             rows = read_rows(path)
             more = gather(rows, subject.spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ class Subject:
     spec: ToolSpec
     source: str = ""
     """A verifier's source text; empty for a rule."""
+    model: Mapping[str, Any] | None = field(default=None, hash=False)
+    """What is known of a reward model and of how it is asked (`verl_rlar.admission`), JSON-like, for the card."""
 
 
 def find(name: str, kinds: Collection[Kind] = ()) -> Subject:

@@ -7,6 +7,8 @@ another order and in another process; and once more *undressed*: no step, no gro
 of the prompt. A tool that behaves only where it believes to be examined differs there, or fails where answers look like
 a model's: generators write wrong answers bare and as prose.
 
+A tool whose scale was learned is asked, too, for answers that only look better (`verl_rlar.exam.biases`).
+
 What is measured, and what it must reach: `verl_rlar.config.ExamConfig`. A tool whose values are yes or no is held to
 one half; a graded tool to the order of its values on each query: a wrong answer is accepted if it scores as high as the
 query's right answers do (their median), a right one is rejected if it scores as low as the wrong ones do.
@@ -34,6 +36,7 @@ from typing import Any
 from verl_rlar.calibration import fit, identity, rank_accuracy
 from verl_rlar.config import ExamConfig, Limits
 from verl_rlar.errors import DataError
+from verl_rlar.exam import biases
 from verl_rlar.exam.card import FAILING, Card, Failing, Figure
 from verl_rlar.exam.cases import Case, Expect
 from verl_rlar.exam.evidence import Evidence
@@ -52,6 +55,8 @@ EXCERPT = 200
 """Most characters of a text on the card."""
 SORT = 5
 """Cases of a sort from which its share is looked at alone."""
+BATCHED = 0.01
+"""By how much a reward model's value may differ from run to run: its sums depend on what else is in its batch."""
 SURE = 0.02
 """A value this near to 0 or 1 is a yes or no."""
 Z = 1.959964
@@ -110,6 +115,7 @@ async def examine(
     *,
     seed: int = 0,
     at_once: int = 1,
+    model: Mapping[str, Any] | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Examination:
     """Examines a tool.
@@ -121,6 +127,7 @@ async def examine(
         config: Thresholds.
         seed: Decides the order, and which cases are asked again.
         at_once: How many cases are asked at the same time.
+        model: What is known of a reward model, for the card: `verl_rlar.exam.subject.Subject.model`.
         on_progress: Called with the stage, how much is done, and of how much.
     """
     cases = sorted(evidence.cases, key=lambda case: content_hash([seed, "order", case.id]))
@@ -133,6 +140,7 @@ async def examine(
     again = cases[: config.repeats]
     agree: dict[str, list[bool]] = {"determinism": [], "disguise": []}
     fingerprint = ""
+    same = BATCHED if spec.kind == "reward_model" else 1e-9
     if cases and not trial.stopped:
         backwards, shuffled = again[::-1], random.Random(seed).sample(again, len(again))
         second = await trial.run("asking again", shuffled, scorers[0], lambda case: dressed(case, seed))
@@ -140,12 +148,16 @@ async def examine(
         plain = await trial.run("undressed", again, scorers[1], lambda case: undressed(case, spec))
         for case in again:
             one = first[case.id]
-            agree["determinism"].append(all(_alike(one, run.get(case.id), 1e-9) for run in (second, third)))
+            agree["determinism"].append(all(_alike(one, run.get(case.id), same) for run in (second, third)))
             agree["disguise"].append(_alike(one, plain.get(case.id), config.limits.tolerance))
+    changed = biases.changes(evidence.cases) if spec.calibration is not None else ()
+    looks = await trial.run("looks", [one.changed for one in changed], scorers[0], lambda case: dressed(case, seed))
     if cases and not trial.stopped:
         fingerprint = await _fingerprint(spec, scorers[0], at_once)
     answers = tuple(Answer(case=case, score=first[case.id]) for case in evidence.cases if case.id in first)
-    card = _Report(spec, evidence, config, answers, trial, agree, fingerprint, seed).card()
+    values = {key: score.value for key, score in looks.items()}
+    report = _Report(spec, evidence, config, answers, trial, agree, changed, values, model, fingerprint, seed)
+    card = report.card()
     return Examination(card=card, spec=spec, answers=answers)
 
 
@@ -413,6 +425,9 @@ class _Report:
         answers: Sequence[Answer],
         trial: _Trial,
         agree: Mapping[str, list[bool]],
+        changed: Sequence[biases.Change],
+        looks: Mapping[str, float | None],
+        model: Mapping[str, Any] | None,
         fingerprint: str,
         seed: int,
     ) -> None:
@@ -422,6 +437,9 @@ class _Report:
         self._answers = answers
         self._trial = trial
         self._agree = agree
+        self._changed = changed
+        self._looks = looks
+        self._model = dict(model) if model else None
         self._fingerprint = fingerprint
         self._seed = seed
         by_kind: dict[Kind, list[Answer]] = defaultdict(list)
@@ -444,7 +462,10 @@ class _Report:
             reasons.append(f"the gold of {apart} of {rows} rows is not to be trusted: these data are no evidence")
         reasons += _missed("", figures["all"])
         for kind, measure in self._measures.items():
-            named = figures[kind.value] = measure.figures(self._config.limits_of(kind))
+            limits = self._config.limits_of(kind)
+            named = figures[kind.value] = measure.figures(limits)
+            if self._changed:
+                named |= biases.figures(kind, self._answers, self._changed, self._looks, limits)
             if kind not in self._spec.scope.kinds:
                 continue
             counts = {name: named[name] for name in ("queries", "good", "bad")}
@@ -457,6 +478,7 @@ class _Report:
             else:
                 proven.append(kind.value)
                 reasons += _missed(f"{kind.value}: ", named)
+        reasons += self._turned()
         unproven = sorted(kind.value for kind in self._spec.scope.kinds if kind.value not in proven)
         if not proven:
             reasons += notes or ["no evidence: there is no case that this tool is for"]
@@ -483,8 +505,24 @@ class _Report:
             other_rows=self._evidence.other_rows,
             fingerprint=self._fingerprint,
             calibration=self._calibration(),
+            model=self._model,
             seed=self._seed,
         )
+
+    def _turned(self) -> list[str]:
+        """Writes down which direction a reward model's answers teach; and whether the probe was sure of the other."""
+        if self._model is None:
+            return []
+        learned = self._spec.calibration
+        sign = None if learned is None or learned.ranking is None else -1 if learned.lower_is_better else 1
+        self._model["learned_sign"] = None if sign is None else sign * self._model["sign"]
+        if sign != -1 or not self._model["sign_is_sure"]:
+            return []
+        better, other = ("higher", "lower") if self._model["sign"] > 0 else ("lower", "higher")
+        return [
+            f"direction: the probe is sure that {better} is better, the right answers here score {other}: the labels "
+            "are turned round, or the model measures something else"
+        ]
 
     def _common(self) -> dict[str, Figure]:
         scores = self._trial.scores

@@ -16,39 +16,16 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 
 from verl_rlar.config import HubConfig, ServingConfig
-from verl_rlar.errors import HubError, ToolUnavailable
-from verl_rlar.gate import check
-from verl_rlar.hub import Hub
+from verl_rlar.errors import ToolUnavailable
 from verl_rlar.serving import Pool, ReplicaState, ServedModel
+from verl_rlar.snapshots import Snapshots
 from verl_rlar.tools.reward_model import RewardModelRunner, served_model
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
-
-
-def snapshot_folder(spec: ToolSpec, config: HubConfig) -> Path:
-    """The folder of the snapshot that a spec names, on this node; fetched, if it is not there. Blocks.
-
-    Raises:
-        ToolUnavailable: It is not here and cannot be had.
-    """
-    repo, _, commit = spec.target.rpartition("@")
-    try:
-        with Hub(config) as hub:
-            if (folder := hub.local(repo, commit)) is not None:
-                return folder
-            logger.warning("%s: the snapshot %s is not on this node, and is fetched", spec.name, spec.target)
-            model = hub.inspect(repo, commit)
-            report = check(model, config)
-            if not report.ok:
-                raise ToolUnavailable(f"{spec.name}: {spec.target} does not pass the gate: {'; '.join(report.reasons)}")
-            return hub.fetch(model)
-    except HubError as error:
-        raise ToolUnavailable(f"{spec.name}: no snapshot of {spec.target} on this node: {error}") from None
 
 
 class ServedModels:
@@ -61,7 +38,7 @@ class ServedModels:
 
     def __init__(self, serving: ServingConfig, hub: HubConfig) -> None:
         self._config = serving
-        self._hub = hub
+        self._snapshots = Snapshots(hub)
         self._pool = Pool(serving)
         self._models: dict[str, ServedModel] = {}
         """By digest of the spec."""
@@ -157,6 +134,6 @@ class ServedModels:
         model = self._models.get(spec.digest)
         if model is None:
             address = (spec.serving or {}).get("address")
-            path = None if address else str(await asyncio.to_thread(snapshot_folder, spec, self._hub))
+            path = None if address else await asyncio.to_thread(self._snapshots.have, spec)
             model = self._models[spec.digest] = served_model(spec, path)
         return model
