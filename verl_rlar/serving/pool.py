@@ -562,7 +562,15 @@ async def _outputs(
             value = how.value(answer.rows)
         except ToolError as error:
             raise ToolError(f"{name}: {error}") from None
-        scored.append(Scored(value=value, rows=answer.rows, tokens=answer.tokens, truncated=answer.truncated))
+        scored.append(
+            Scored(
+                value=value,
+                rows=answer.rows,
+                tokens=answer.tokens,
+                truncated=answer.truncated,
+                words=answer.words,
+            )
+        )
     return scored
 
 
