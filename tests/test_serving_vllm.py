@@ -66,7 +66,7 @@ async def test_plain_text_and_another_system_prompt_reach_the_server(server: Sta
         assert server.requests[-1]["input"] == "6 * 7?\n\n42"
         await pool.score(at(server, How(system="Be kind.")), [text], 5)
         assert server.requests[-1]["messages"][0] == {"role": "system", "content": "Be kind."}
-        with pytest.raises(ToolError, match="only sequences"):
+        with pytest.raises(ToolError, match="only judges are asked, and sequences"):
             await pool.score(at(server, How(form="pair")), [text], 5)
 
 
