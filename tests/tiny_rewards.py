@@ -237,7 +237,7 @@ def judged_talks(seed: int, count: int) -> list[tuple[Conversation, bool]]:
 
 def teach_judge(folder: Path) -> Path:
     """A judge that finds "right" good, and "wrong" bad."""
-    path = build(folder, "judge")
+    path = build(folder, "judge", hidden_size=64)
     wanted: list[tuple[How, Conversation, Any]] = []
     for one, good in judged_talks(seed=0, count=48):
         wanted.append((PLAIN_JUDGE, one, "yes" if good else "no"))
@@ -248,7 +248,7 @@ def teach_judge(folder: Path) -> Path:
 
 def teach_steps(folder: Path) -> Path:
     """A process reward model for which steps with "wrong" in them are bad; column 1 is for good."""
-    path, chosen = build(folder, "steps", labels=2), random.Random(0)
+    path, chosen = build(folder, "steps", labels=2, hidden_size=64), random.Random(0)
     wanted: list[tuple[How, Conversation, Any]] = []
     for _ in range(64):
         right = [chosen.random() < 0.5 for _ in range(chosen.randint(1, 6))]

@@ -169,6 +169,9 @@ class ServingConfig(Section):
     sleep: bool = False
     """Whether vLLM is started so that it can give its memory back between steps (colocated placement); the other
     back-end always can."""
+    reload: bool = False
+    """Whether vLLM is started so that it can take up the weights of another model of the same shape in place, where
+    there is no room for both; the other back-end always can."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """How long the start of a server may take, in seconds."""
     queue: int = Field(default=256, ge=1)

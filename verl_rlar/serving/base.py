@@ -242,6 +242,12 @@ class Replica(Protocol):
         """Takes the weights up again. Raises what `ask` raises."""
         ...
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        """Takes up the weights of another model of the same `verl_rlar.serving.placing.shape`, in place of its own.
+
+        Raises what `ask` raises; it is then of no use any more."""
+        ...
+
     async def stop(self) -> None:
         """Ends it; never raises."""
         ...
@@ -254,7 +260,8 @@ class RewardModelPool(Protocol):
         """Makes these the models that are served: returns when all of them are ready.
 
         What is new is started before what left is stopped, as far as the memory allows; what left is stopped when its
-        last lease is given back.
+        last lease is given back. Where there is no room for both, a server of a model that left may take up the weights
+        of a new one of the same shape.
 
         Args:
             models: Those of every step that still may score.

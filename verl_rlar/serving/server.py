@@ -8,6 +8,7 @@ ways. It says ``{"ready": {...}}`` or ``{"failed": text}`` once, and then answer
     {"id": 2, "render": {how}, "conversations": [...]}                      {"id": 2, "rendered": [{...}, ...]}
     {"id": 3, "ping": true}                                                 {"id": 3, "busy_s": seconds}
     {"id": 4, "sleep": true} and {"id": 5, "wake": true}                    {"id": 4, "asleep": true}
+    {"id": 6, "reload": folder}                                             {"id": 6, "reloaded": true}
     {"cancel": 1}                                                           (nothing)
 
 Conversations of all callers are computed in batches. A batch is formed around the one that waited longest: of others
@@ -39,6 +40,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from verl_rlar.serving.rendering import Rendered, Renderer
@@ -100,10 +102,7 @@ class Model:
         self._settings = settings
         self._folder = settings["path"]
         torch.set_num_threads(settings["threads"])
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-            self._folder, local_files_only=True, trust_remote_code=False
-        )
-        self.renderer = Renderer(self._tokenizer, settings["family"])
+        self._read_tokenizer()
         self._model: Any = None
         self._shares = False
         if settings["weights"]:
@@ -149,6 +148,40 @@ class Model:
         self.renderer.most = min(self.renderer.most, getattr(self._config, "max_position_embeddings", None) or 1 << 30)
         self._model = model
         self._shares = self._can_share()
+
+    def _read_tokenizer(self) -> None:
+        import transformers
+
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            self._folder, local_files_only=True, trust_remote_code=False
+        )
+        self.renderer = Renderer(self._tokenizer, self._settings["family"])
+
+    def reload(self, folder: str) -> None:
+        """Takes up the weights, and the chat template, of another folder, which must be alike but for these.
+
+        Raises:
+            ValueError: There are weights that this model does not have, or others are missing.
+        """
+        from safetensors import safe_open
+
+        self._folder, most = folder, self.renderer.most
+        self._read_tokenizer()
+        if self._model is None:
+            return
+        self.renderer.most = most
+        own, taken = self._model.state_dict(), set()
+        with self._torch.no_grad():
+            for path in sorted(Path(folder).glob("*.safetensors")):
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():
+                        if name not in own:
+                            raise ValueError(f"{path.name} has a weight {name} that the model does not have")
+                        own[name].copy_(file.get_tensor(name))
+                        taken.add(own[name].data_ptr())
+        missing = sorted(name for name, weight in own.items() if weight.data_ptr() not in taken)
+        if missing:
+            raise ValueError(f"the folder has no weights for {', '.join(missing[:4])}")
 
     def unload(self) -> None:
         """Gives the memory of the weights back to the system."""
@@ -473,6 +506,10 @@ class Server:
             async with self._batcher.running:
                 await self._batcher.in_thread(self._model.unload)
             return {"asleep": True}
+        if "reload" in message:
+            async with self._batcher.running:
+                await self._batcher.in_thread(self._model.reload, message["reload"])
+            return {"reloaded": True}
         if "wake" in message:
             async with self._batcher.running:
                 await self._batcher.in_thread(self._model.load)

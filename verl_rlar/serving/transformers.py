@@ -290,6 +290,9 @@ class TransformersReplica:
     async def wake(self, seconds: float) -> None:
         await self._server.call({"wake": True}, seconds)
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        await self._server.call({"reload": model.path}, seconds)
+
     async def stop(self) -> None:
         await self._server.stop()
 

@@ -10,11 +10,12 @@ Guarantees: the outputs are raw (``use_activation: false``; vLLM squashes them b
 only and inherits an allow-list of variables; a sleeping server is never asked, as it would let its callers hang. After
 sleep of level 1 the weights come back from main memory; golden scores are then asked again (see `Pool.wake`).
 
-Not covered: vLLM needs sockets, so it is not kept from the network as the other back-end is. Level 2 of sleep, LoRA,
-and the in-place change of weights. A server is started for the `How.max_length` of the model that was ensured, and
-refuses longer sequences. At an address, `How.form` and the fields about BOS, EOS and the system prompt have
-to be what the server's template does: ``chat`` with the defaults, or ``plain``. A judge at an address is not told
-where to cut, since that would cut its instructions: a text that is too long is refused. Addresses that want a key.
+Not covered: vLLM needs sockets, so it is not kept from the network as the other back-end is. With ``sleep`` or
+``reload``, everybody on this machine can command a server, as vLLM asks for no password there. Level 2 of sleep, LoRA.
+A server is started for the `How.max_length` of the model that was ensured, and refuses longer sequences. At an address,
+`How.form` and the fields about BOS, EOS and the system prompt have to be what the server's template does: ``chat`` with
+the defaults, or ``plain``; a judge there is not told where to cut, since that would cut its instructions, so a text
+that is too long is refused; and no key is sent.
 """
 
 from __future__ import annotations
@@ -254,6 +255,9 @@ class AddressReplica:
     async def wake(self, seconds: float) -> None:
         """Nothing: it is not ours."""
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        raise ToolError(f"{self._model.name}: it is not ours to exchange its weights")
+
     async def stop(self) -> None:
         await self._client.close()
 
@@ -370,6 +374,14 @@ class VllmReplica:
         if self._config.sleep:
             await self._client.post("/wake_up", None, seconds)
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        assert self._renderer is not None
+        order = {"method": "reload_weights", "kwargs": {"weights_path": model.path}}
+        await self._client.post("/collective_rpc", order, seconds)
+        await self._client.post("/reset_prefix_cache", None, seconds)
+        await self._renderer.call({"reload": model.path}, seconds)
+        self._model = model
+
     async def stop(self) -> None:
         try:
             os.killpg(self._process.pid, signal.SIGKILL)
@@ -434,7 +446,7 @@ def _variables(config: ServingConfig, devices: tuple[str, ...]) -> dict[str, str
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     else:
         found |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    if config.sleep:
+    if config.sleep or config.reload:
         found["VLLM_SERVER_DEV_MODE"] = "1"  # unauthenticated control, hence on the loopback
     return found
 
