@@ -132,7 +132,7 @@ async def test_two_labels_and_an_address_and_a_text_that_is_too_long(folder: Pat
         assert [one.value for one in found] == pytest.approx(directly(path, how, TEXTS), abs=CLOSE)
         (scored,) = await pool.score(model, [talk("word " * 9000)], 300)
         assert scored.truncated and scored.tokens == 256
-        address = pool._served[model.key].slots[0].replica.address  # type: ignore[union-attr]
+        address = pool.replicas()[0].address
         far = ServedModel(name="far@1", revision="1", address=address, how=how)
         async with Pool(ServingConfig()) as other:
             await other.ensure([far])
@@ -173,10 +173,30 @@ async def test_a_judge_gives_the_log_odds_and_the_ratings_that_transformers_give
         scored = await pool.score(rates, texts, 300)
         assert [one.value for one in scored] == [9.0 if good else 2.0 for _, good in talks]
         assert scored[0].words == "Rating: 9"
-        address = pool._served[model.key].slots[0].replica.address  # type: ignore[union-attr]
+        address = pool.replicas()[0].address
         far = ServedModel(name="far@1", revision="1", address=address, family="judge", how=rates.how)
         async with Pool(ServingConfig()) as other:
             await other.ensure([far])
             assert [one.value for one in await other.score(far, texts, 300)] == [one.value for one in scored]
             with pytest.raises(ToolError, match="HTTP 400"):
                 await other.score(far, [talk("word " * 9000)], 300)
+
+
+async def test_weights_of_a_model_of_the_same_shape_are_taken_up_in_place(folder: Path) -> None:
+    models = []
+    for seed in (0, 5):
+        path = build(folder, seed=seed, **SIZES)
+        values = directly(path, HOW, TEXTS)
+        golden = tuple(Golden(conversation=text, value=value) for text, value in zip(TEXTS, values, strict=True))
+        models.append(replace(served(path, HOW), golden=golden))
+    first, second = models
+    async with serving([first], reload=True, memory_gb=3) as pool:  # room for one
+        pid = pool.replicas()[0].pid
+        for model in (second, first):
+            start = time.monotonic()
+            await pool.ensure([model])
+            print(f"exchanged in {time.monotonic() - start:.2f} s")
+            (replica,) = pool.replicas()
+            assert (replica.pid, replica.restarts, replica.error) == (pid, 0, "")
+            found = await pool.score(model, TEXTS, 300)
+            assert [one.value for one in found] == pytest.approx([one.value for one in model.golden], abs=CLOSE)

@@ -79,6 +79,8 @@ class ReplicaState:
     restarts: int
     error: str
     """Why it was taken out, or started again last; empty if it never was."""
+    address: str | None = None
+    """``http://host:port`` of a vLLM that is ready. None: another back-end."""
 
 
 class _Slot:
@@ -182,6 +184,7 @@ class Pool:
                 scored=slot.scored,
                 restarts=slot.restarted,
                 error=str(slot.error or ""),
+                address=slot.replica.address if isinstance(slot.replica, (AddressReplica, VllmReplica)) else None,
             )
             for served in self._served.values()
             for slot in served.slots

@@ -185,6 +185,7 @@ class AddressReplica:
         self._model = model
         self._client = client
         self._config = config
+        self.address = model.address
 
     @classmethod
     async def start(cls, model: ServedModel, config: ServingConfig) -> AddressReplica:
