@@ -137,6 +137,8 @@ def test_a_description_that_is_no_judge_is_refused(judge: dict[str, object], wor
         How.from_json({"judge": judge})
     with pytest.raises(ConfigError, match="as chat or plain"):
         How.from_json({"form": "pair", "judge": {}})
+    with pytest.raises(ConfigError, match="leaves no room"):
+        How.from_json({"max_length": 256, "judge": {"choice": None}})
 
 
 def test_a_judge_and_its_family_go_together() -> None:

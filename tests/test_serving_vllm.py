@@ -85,6 +85,7 @@ async def test_token_ids_go_in_one_request_and_answers_are_put_in_order(server: 
         (400, b"too long", ToolError, "HTTP 400: too long"),
         (500, b"{}", ToolError, "HTTP 500"),
         (503, b"", ConnectionError, "HTTP 503"),
+        (500, b'{"error": {"message": "EngineCore encountered an issue."}}', ConnectionError, "HTTP 500"),
         (200, b"<html>", ToolError, "no JSON"),
         (200, b"{}", ToolError, "something else than vLLM does"),
         (200, b'{"data": [{"index": 0, "probs": [NaN]}]}', ToolError, "no score"),

@@ -129,6 +129,10 @@ class How:
             raise ConfigError(f"max_length of how a model scores is {how.max_length}: at least 8 tokens are needed")
         if how.judge is not None and how.form == "pair":
             raise ConfigError("a judge is asked as chat or plain text, not as a pair")
+        if how.judge is not None and how.judge.writes >= how.max_length:
+            raise ConfigError(
+                f"answer_tokens of a judge, {how.judge.writes}, leaves no room in max_length={how.max_length}"
+            )
         return how
 
 

@@ -54,6 +54,8 @@ COMMAND = (
     "from vllm.entrypoints.cli.main import main; main()"
 )
 BATCH_TOKENS = 8192
+ENGINE_DIED = "EngineCore encountered an issue"
+"""What vLLM says, as HTTP 500, when the process that computes died under a call; its server ends a moment later."""
 TOP = 20
 """Likeliest first words that a judge at an address is asked for; what vLLM allows at most by default."""
 CONNECTIONS = 512
@@ -92,7 +94,8 @@ class VllmClient:
 
         Raises:
             ToolTimeout: No answer in time.
-            ConnectionError: The server is not there, or went away, or says that it cannot go on (HTTP 502 to 504).
+            ConnectionError: The server is not there, or went away, or says that it cannot go on (HTTP 502 to 504, or
+                `ENGINE_DIED`).
             ToolError: It refuses, or answers what is no JSON.
         """
         return await self._request("POST", path, body, seconds)
@@ -166,7 +169,7 @@ class VllmClient:
             raise ToolTimeout(f"{self._name}: no answer from {path} within {seconds:g} s") from None
         except httpx.TransportError as error:
             raise ConnectionError(f"{self._name}: {path}: {type(error).__name__}: {error}") from None
-        if reply.status_code in (502, 503, 504):
+        if reply.status_code in (502, 503, 504) or (reply.status_code == 500 and ENGINE_DIED in reply.text):
             raise ConnectionError(f"{self._name}: {path}: HTTP {reply.status_code}")
         if reply.status_code != 200:
             raise ToolError(f"{self._name}: {path}: HTTP {reply.status_code}: {reply.text[:300]}")

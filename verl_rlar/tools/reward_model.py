@@ -37,7 +37,7 @@ def target(repo: str, revision: str) -> str:
 
 
 def serving(
-    how: How, family: Family = "sequence", golden: tuple[Golden, ...] = (), address: str | None = None
+    how: How, family: str = "sequence", golden: tuple[Golden, ...] = (), address: str | None = None
 ) -> dict[str, Any]:
     """`ToolSpec.serving` of a model that is asked in this way."""
     known = [
