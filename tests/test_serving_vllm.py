@@ -143,6 +143,7 @@ async def test_a_server_of_our_own_is_told_what_it_needs(tmp_path: Path, monkeyp
         "serve /models/b --served-model-name " + model.key,
         "--host 127.0.0.1 --port 4321",
         "--runner pooling",
+        "--disable-uvicorn-access-log",
         "--convert classify",
         "--gpu-memory-utilization 0.250 --tensor-parallel-size 2",
         "--max-model-len 4096",

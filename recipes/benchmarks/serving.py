@@ -296,7 +296,8 @@ async def in_place(
 async def plain_vllm(args: argparse.Namespace, folder: Path, table: Table) -> dict[str, float]:
     """The pool with vLLM against the same conversations sent to the same server by hand."""
     model = build(folder, "small", 0)
-    config = ServingConfig(backend="vllm", gpus=(0,) if args.gpu else (), batch_tokens=4096, reload=True)
+    gpus = (0,) if args.gpu else ()
+    config = ServingConfig(backend="vllm", gpus=gpus, threads=args.threads, batch_tokens=4096, reload=True)
     figures: dict[str, float] = {}
     lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
     start = time.perf_counter()

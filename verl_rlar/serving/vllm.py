@@ -426,7 +426,8 @@ def arguments(model: ServedModel, config: ServingConfig, port: int, bytes_each: 
     """
     assert model.path is not None
     found = ["serve", model.path, "--served-model-name", model.key, "--host", "127.0.0.1", "--port", str(port)]
-    found += ["--enforce-eager", "--dtype", config.dtype]
+    # else its log, a file, has a line for each request
+    found += ["--disable-uvicorn-access-log", "--enforce-eager", "--dtype", config.dtype]
     found += ["--max-num-batched-tokens", str(max(config.batch_tokens or BATCH_TOKENS, model.how.max_length))]
     found += ["--max-model-len", str(model.how.max_length)]
     if model.family == "judge":
@@ -450,6 +451,8 @@ def _variables(config: ServingConfig, devices: tuple[str, ...]) -> dict[str, str
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     else:
         found |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        if config.threads is not None:
+            found["OMP_NUM_THREADS"] = str(config.threads)
     if config.sleep or config.reload:
         found["VLLM_SERVER_DEV_MODE"] = "1"  # unauthenticated control, hence on the loopback
     return found
