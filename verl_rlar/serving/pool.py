@@ -22,7 +22,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -317,11 +317,11 @@ class Pool:
         if (self._config.backend == "vllm" and not self._config.reload) or not self._awake.is_set():
             return {}
         found: dict[str, _Served] = {}
-        free = {
-            (shape(served.model.path), served.model.family): served
-            for served in leaving
-            if served.model.path is not None and all(slot.replica is not None for slot in served.slots)
-        }
+        free: dict[tuple[str, str], _Served] = {}
+        for served in leaving:
+            if served.model.path is not None and all(slot.replica is not None for slot in served.slots):
+                with suppress(ToolUnavailable):  # its folder may be gone
+                    free[shape(served.model.path), served.model.family] = served
         for model in models:
             if model.path is None or not (model.golden or (model.key, model.how) in self._golden):
                 continue
