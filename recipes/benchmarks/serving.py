@@ -9,7 +9,8 @@ clients, each of which sends its next response when the last one is scored. The 
 one process, behind a lock, tokenize and call the model for one response. It has the same number of threads as the
 pool's server, so that what differs is batching and the cost of the way, not the share of the machine; it computes in
 float32, and so does the pool unless told otherwise (`--dtype bfloat16`, for CPUs that compute in it). Last, groups of 8
-responses of 64 tokens to a prompt of 256, as GRPO has them: the pool computes a shared prompt once.
+responses of 64 tokens to a prompt of 256, as GRPO has them: the pool computes a shared prompt once. How much batches
+and bfloat16 can bring on this processor at most is measured by itself (``bound_*``).
 
 The exchange: at a step boundary, model B takes the place of A while A is being asked. Exposed are the seconds from the
 boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake. Where there
@@ -27,6 +28,7 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import math
 import random
 import statistics
 import sys
@@ -225,6 +227,34 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
     }
 
 
+def bound(folder: Path) -> dict[str, float]:
+    """What batches and bfloat16 can bring at most: tokens per second of processor time of the small model itself, by
+    one thread, against one text of that length at a time in float32. Other work on the machine hardly disturbs it."""
+    model, figures = build(folder, "small", 0), {}
+    networks = {
+        name: AutoModelForSequenceClassification.from_pretrained(str(model.path), dtype=getattr(torch, name)).eval()
+        for name in ("float32", "bfloat16")
+    }
+
+    def rate(name: str, texts: int, tokens: int) -> float:
+        ids, best = torch.randint(5, 90, (texts, tokens)), math.inf
+        with torch.inference_mode():
+            for _ in range(8):
+                start = time.process_time()
+                networks[name](input_ids=ids)
+                best = min(best, time.process_time() - start)
+        return ids.numel() / best
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for tokens in LENGTHS:
+        alone = rate("float32", 1, tokens)
+        for name in networks:
+            figures[f"bound_{tokens}_tokens_{name}"] = rate(name, max(1, 1024 // tokens), tokens) / alone
+    torch.set_num_threads(threads)
+    return figures
+
+
 async def load(pool: Pool, model: ServedModel, text: Conversation) -> None:
     """A client that asks without end."""
     async with pool.lease(model):
@@ -339,6 +369,8 @@ async def run(args: argparse.Namespace, folder: Path, table: Table) -> tuple[dic
         for size in ("tiny", "small") if not args.quick else ("tiny",):
             figures |= await throughput(size, args, folder, table)
         figures["least_gain_of_64_clients"] = min(figures[name] for name in figures if name.startswith("least_gain"))
+    if args.only in (None, "bound"):
+        figures |= bound(folder)
     if args.only in (None, "exchange"):
         figures |= await exchange(args, folder)
     goals = {name: goal for name, goal in GOALS.items() if name in figures}
@@ -354,7 +386,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the server, and of the naive way")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the pool's weights")
     parser.add_argument("--gpu", action="store_true", help="vLLM on the first GPU")
-    parser.add_argument("--only", choices=("throughput", "exchange", "vllm"), help="one part of it")
+    parser.add_argument("--only", choices=("throughput", "bound", "exchange", "vllm"), help="one part of it")
     parser.add_argument("--quick", action="store_true", help="a part of it")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args()
@@ -368,7 +400,7 @@ def main() -> int:
     console.print(table)
     summary = Table("figure", "value", "goal", box=None)
     for name, value in figures.items():
-        if name in goals or "tokens" not in name:
+        if name in goals or "tokens" not in name or "bound" in name:
             sign = "<" if "exposed" in name else ">="
             summary.add_row(name, f"{value:.3f}", f"{sign} {goals[name]:g}" if name in goals else "")
     console.print(summary)
