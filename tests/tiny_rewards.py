@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 import time
 from collections.abc import Sequence
@@ -21,12 +22,13 @@ from transformers import (
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
     Qwen2ForTokenClassification,
 )
 
 from verl_rlar.cpu.models import build_tiny
-from verl_rlar.serving import Conversation, How, ServedModel
+from verl_rlar.serving import Conversation, How, Judge, ServedModel
 from verl_rlar.serving.rendering import Renderer
 from verl_rlar.types import Message
 
@@ -55,7 +57,8 @@ def build(folder: Path, kind: str = "qwen2", labels: int = 1, seed: int = 0, **s
 
     Args:
         folder: Where it goes, under a name of its own.
-        kind: ``qwen2``, ``llama`` (names no padding token), ``bert`` (reads pairs) or ``steps`` (an output per token).
+        kind: ``qwen2``, ``llama`` (names no padding token), ``bert`` (reads pairs), ``steps`` (an output per token) or
+            ``judge`` (a language model).
         labels: Number of its outputs.
         seed: Of its weights.
         sizes: Other sizes than `SIZES`.
@@ -91,11 +94,19 @@ def build(folder: Path, kind: str = "qwen2", labels: int = 1, seed: int = 0, **s
         model = Qwen2ForTokenClassification(
             Qwen2Config(**settings, num_key_value_heads=2, pad_token_id=fast.pad_token_id)
         )
+    elif kind == "judge":
+        model = Qwen2ForCausalLM(
+            Qwen2Config(**settings, num_key_value_heads=2, pad_token_id=fast.pad_token_id, tie_word_embeddings=True)
+        )
     else:
         model = Qwen2ForSequenceClassification(
             Qwen2Config(**settings, num_key_value_heads=2, pad_token_id=fast.pad_token_id)
         )
     with torch.no_grad():
+        if kind == "judge":
+            model.save_pretrained(made)
+            fast.save_pretrained(made)
+            return made
         head = model.classifier if kind == "bert" else model.score
         head.weight.normal_(std=1.0)
         if kind == "bert":  # as it is drawn, all texts look alike to it
@@ -164,6 +175,91 @@ def train(path: Path, wanted: Sequence[tuple[How, Conversation, float]], steps: 
     model.eval().save_pretrained(path)
 
 
+def train_tokens(path: Path, wanted: Sequence[tuple[How, Conversation, Any]], steps: int = 300) -> None:
+    """Teaches a judge what to say, or a model of steps how good each step is, and writes it back.
+
+    Args:
+        path: Its folder.
+        wanted: How it is asked, what, and the text that it should say; or the right column for each step.
+        steps: Of the optimizer, each on all of it.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
+
+    judges = wanted[0][0].judge is not None
+    kind: Any = AutoModelForCausalLM if judges else AutoModelForTokenClassification
+    model, fast = kind.from_pretrained(path, dtype=torch.float32), AutoTokenizer.from_pretrained(path)
+    renderer = Renderer(fast, "judge" if judges else "steps")
+    rows, targets = [], []
+    for how, conversation, right in wanted:
+        rendered = renderer.render(how.to_json(), [[message.role, message.content] for message in conversation])
+        if judges:
+            said = [*fast(right, add_special_tokens=False)["input_ids"], fast.eos_token_id]
+            rows.append(rendered.ids + said)
+            targets.append([-100] * (len(rendered.ids) - 1) + said + [-100])  # each token is read at the one before
+        else:
+            places = dict(zip(rendered.ends, right, strict=True))
+            rows.append(rendered.ids)
+            targets.append([places.get(place, -100) for place in range(len(rendered.ids))])
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + [fast.pad_token_id] * (longest - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
+    goal = torch.tensor([row + [-100] * (longest - len(row)) for row in targets])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    torch.set_num_threads(1)
+    model.train()
+    for _ in range(steps):
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), goal.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if loss.item() < 0.01:
+            break
+    model.eval().save_pretrained(path)
+
+
+PLAIN_JUDGE = How(max_length=512, judge=Judge(template="{question}\n{response}\n{mark} yes or no"))
+"""How the judge of `teach_judge` is asked to choose."""
+RATING_JUDGE = How(max_length=512, judge=Judge(template="{question}\n{response}\nrate", choice=None, answer_tokens=16))
+"""How it is asked for a rating."""
+
+
+def judged_talks(seed: int, count: int) -> list[tuple[Conversation, bool]]:
+    """Conversations whose response begins with "right" or "wrong", and which."""
+    words, chosen = "forty two is the answer of all sums that people make".split(), random.Random(seed)
+    rows = []
+    for number in range(count):
+        body, good = " ".join(chosen.choices(words, k=chosen.randint(4, 6))), number % 2 == 0
+        prompt = " ".join(chosen.choices(words, k=3))
+        rows.append((talk(f"{'right' if good else 'wrong'} {body}", prompt=prompt), good))
+    return rows
+
+
+def teach_judge(folder: Path) -> Path:
+    """A judge that finds "right" good, and "wrong" bad."""
+    path = build(folder, "judge", hidden_size=64)
+    wanted: list[tuple[How, Conversation, Any]] = []
+    for one, good in judged_talks(seed=0, count=48):
+        wanted.append((PLAIN_JUDGE, one, "yes" if good else "no"))
+        wanted.append((RATING_JUDGE, one, "Rating: 9" if good else "Rating: 2"))
+    train_tokens(path, wanted)
+    return path
+
+
+def teach_steps(folder: Path) -> Path:
+    """A process reward model for which steps with "wrong" in them are bad; column 1 is for good."""
+    path, chosen = build(folder, "steps", labels=2, hidden_size=64), random.Random(0)
+    wanted: list[tuple[How, Conversation, Any]] = []
+    for _ in range(64):
+        right = [chosen.random() < 0.5 for _ in range(chosen.randint(1, 6))]
+        parts = [f"{'right' if good else 'wrong'} {chosen.choice('abcdef')}" for good in right]
+        wanted.append(
+            (How(form="plain", max_length=512), talk("\n\n".join(parts), prompt="Go."), list(map(int, right)))
+        )
+    train_tokens(path, wanted)
+    return path
+
+
 class StandInVllm:
     """A real HTTP server with the routes of ``vllm serve`` that are needed. Its model scores by the length of the text.
 
@@ -177,6 +273,10 @@ class StandInVllm:
         self.body: bytes | None = None
         """An answer in place of the right one."""
         self.hang_s = 0.0
+        self.first_words: dict[str, float] = {}
+        """What a judge may say first, with logprobs."""
+        self.says: str | None = ""
+        self.finish = "stop"
         self.requests: list[dict[str, Any]] = []
         self.calls: list[str] = []
         outer = self
@@ -213,6 +313,10 @@ class StandInVllm:
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """What vLLM answers to ``/classify``, backwards where there are several: an index says which is which."""
+        if "max_tokens" in request:
+            first = [{"token": word, "logprob": value} for word, value in self.first_words.items()]
+            choice = {"index": 0, "message": {"content": self.says}, "finish_reason": self.finish}
+            return {"choices": [choice | {"logprobs": {"content": [{"top_logprobs": first}]}}]}
         if "messages" in request:
             lengths = [sum(len(turn["content"]) for turn in request["messages"])]
         else:

@@ -167,8 +167,8 @@ class ServingConfig(Section):
     """Type that the weights are held in. ``auto``: as in their files. On CPUs that compute in bfloat16 that is about
     twice as fast as float32."""
     threads: int | None = Field(default=None, ge=1)
-    """Threads of each server of the back-end `transformers`. None: half as many as there are CPUs, since others want
-    them, too: threads that wait for each other on a busy machine cost more than they bring."""
+    """Threads of each server on the CPU. None: half as many as there are CPUs, since others want them, too: threads
+    that wait for each other on a busy machine cost more than they bring; vLLM decides itself then."""
     batch_tokens: int | None = Field(default=None, ge=1)
     """Most tokens that a server computes at once, padding included; one longer sequence goes alone. None: 1024 on the
     CPU, where more bring nothing, and 8192 for vLLM."""
@@ -177,6 +177,9 @@ class ServingConfig(Section):
     sleep: bool = False
     """Whether vLLM is started so that it can give its memory back between steps (colocated placement); the other
     back-end always can."""
+    reload: bool = False
+    """Whether vLLM is started so that it can take up the weights of another model of the same shape in place, where
+    there is no room for both; the other back-end always can."""
     start_timeout_s: float = Field(default=600.0, gt=0)
     """How long the start of a server may take, in seconds."""
     queue: int = Field(default=256, ge=1)

@@ -1,20 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the pool of reward models gives, against calling transformers one by one; and what an exchange of models costs.
 
-    python recipes/benchmarks/serving.py [--seconds 4] [--threads 1] [--quick] [--json]
+    python recipes/benchmarks/serving.py [--seconds 4] [--threads 1] [--dtype T] [--only PART] [--quick] [--json]
 
 Two random models, made on the spot: a tiny one of 0.3 million parameters, where what surrounds the model counts, and a
 small one of 11 million, where the model itself does. Each is asked for responses of three lengths by three numbers of
 clients, each of which sends its next response when the last one is scored. The naive way is what one writes first: in
 one process, behind a lock, tokenize and call the model for one response. It has the same number of threads as the
-pool's server, so that what differs is batching and the cost of the way, not the share of the machine. Last, groups of 8
-responses of 64 tokens to a prompt of 256, as GRPO has them: the pool computes a shared prompt once.
+pool's server, so that what differs is batching and the cost of the way, not the share of the machine; it computes in
+float32, and so does the pool unless told otherwise (`--dtype bfloat16`, for CPUs that compute in it). Last, groups of 8
+responses of 64 tokens to a prompt of 256, as GRPO has them: the pool computes a shared prompt once. How much batches
+and bfloat16 can bring on this processor at most is measured by itself (``bound_*``).
 
 The exchange: at a step boundary, model B takes the place of A while A is being asked. Exposed are the seconds from the
-boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake.
+boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake. Where there
+is no room for both: with A's server stopped and B's started, and with B's weights taken up in place.
 
-Where vLLM is installed (extra `cpu-vllm`; on a GPU also `--gpu`), the pool with that back-end is compared with the same
-requests sent to the same server by hand.
+Where vLLM is installed (extra `cpu-vllm`; on a GPU also `--gpu`), the pool with that back-end is compared with plain
+``vllm serve``: the same conversations sent to ``/classify`` of the same server by hand, in turn, at all lengths and
+numbers of clients. `--only vllm` measures only that.
 """
 
 from __future__ import annotations
@@ -24,12 +28,14 @@ import asyncio
 import importlib.util
 import itertools
 import json
+import math
 import random
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +47,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Qwen
 
 from verl_rlar.config import ServingConfig
 from verl_rlar.cpu.models import build_tiny
-from verl_rlar.serving import Conversation, How, Pool, ServedModel
-from verl_rlar.serving.rendering import Renderer
-from verl_rlar.serving.vllm import VllmClient, VllmReplica
+from verl_rlar.serving import Conversation, Golden, How, Pool, ServedModel
+from verl_rlar.serving.vllm import VllmClient
 from verl_rlar.types import Message
 
 LENGTHS = (32, 128, 512)
@@ -181,7 +186,7 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
     """The pool against the naive way."""
     model, figures, gains = build(folder, size, 0), {}, []
     lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
-    async with Pool(ServingConfig(threads=args.threads)) as pool:
+    async with Pool(ServingConfig(threads=args.threads, dtype=args.dtype)) as pool:
         await pool.ensure([model])
         by_hand, by_pool = naive(model), pooled(pool, model)
         text = conversations(100)[0]
@@ -222,6 +227,34 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
     }
 
 
+def bound(folder: Path) -> dict[str, float]:
+    """What batches and bfloat16 can bring at most: tokens per second of processor time of the small model itself, by
+    one thread, against one text of that length at a time in float32. Other work on the machine hardly disturbs it."""
+    model, figures = build(folder, "small", 0), {}
+    networks = {
+        name: AutoModelForSequenceClassification.from_pretrained(str(model.path), dtype=getattr(torch, name)).eval()
+        for name in ("float32", "bfloat16")
+    }
+
+    def rate(name: str, texts: int, tokens: int) -> float:
+        ids, best = torch.randint(5, 90, (texts, tokens)), math.inf
+        with torch.inference_mode():
+            for _ in range(8):
+                start = time.process_time()
+                networks[name](input_ids=ids)
+                best = min(best, time.process_time() - start)
+        return ids.numel() / best
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    for tokens in LENGTHS:
+        alone = rate("float32", 1, tokens)
+        for name in networks:
+            figures[f"bound_{tokens}_tokens_{name}"] = rate(name, max(1, 1024 // tokens), tokens) / alone
+    torch.set_num_threads(threads)
+    return figures
+
+
 async def load(pool: Pool, model: ServedModel, text: Conversation) -> None:
     """A client that asks without end."""
     async with pool.lease(model):
@@ -235,7 +268,7 @@ async def exchange(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     text = conversations(128)[0]
     figures: dict[str, float] = {}
     for name in ("without_prefetch", "with_prefetch"):
-        async with Pool(ServingConfig(threads=args.threads)) as pool:
+        async with Pool(ServingConfig(threads=args.threads, dtype=args.dtype)) as pool:
             await pool.ensure([first])
             clients = [asyncio.ensure_future(load(pool, first, text)) for _ in range(4)]
             if name == "with_prefetch":
@@ -256,45 +289,93 @@ async def exchange(args: argparse.Namespace, folder: Path) -> dict[str, float]:
                 start = time.perf_counter()
                 await pool.wake()
                 figures["wake_s"] = time.perf_counter() - start
+    figures |= await in_place(
+        args, ServingConfig(threads=args.threads, dtype=args.dtype, memory_gb=0.7), first, second, text
+    )
     figures["exposed_share_with_prefetch"] = figures["exposed_s_with_prefetch"] / STEP_S
     figures["exposed_share_without_prefetch"] = figures["exposed_s_without_prefetch"] / STEP_S
     return figures
 
 
-async def plain_vllm(args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """The pool with vLLM against the same requests to the same server, tokens ready, by hand."""
+async def in_place(
+    args: argparse.Namespace, config: ServingConfig, first: ServedModel, second: ServedModel, text: Conversation
+) -> dict[str, float]:
+    """What it costs to exchange models of one shape where there is room for one only."""
+    figures: dict[str, float] = {}
+    pids = []
+    async with Pool(config) as pool:
+        known = []
+        for model in (first, second):
+            start = time.perf_counter()
+            await pool.ensure([model])
+            (scored,) = await pool.score(model, (text,), 60)
+            figures["exposed_s_no_room_restart"] = time.perf_counter() - start  # of the second one, in the end
+            known.append(replace(model, golden=(Golden(conversation=text, value=scored.value),)))
+        times = []
+        for model in (*known, *known):
+            start = time.perf_counter()
+            await pool.ensure([model])
+            (scored,) = await pool.score(model, (text,), 60)
+            times.append(time.perf_counter() - start)
+            assert abs(scored.value - model.golden[0].value) < 1e-3
+            pids.append(pool.replicas()[0].pid)
+    assert len(set(pids)) == 1, "a server was started"
+    return figures | {"exposed_s_no_room_in_place": statistics.median(times)}
+
+
+async def plain_vllm(args: argparse.Namespace, folder: Path, table: Table) -> dict[str, float]:
+    """The pool with vLLM against the same conversations sent to the same server by hand."""
     model = build(folder, "small", 0)
-    config = ServingConfig(backend="vllm", gpus=(0,) if args.gpu else (), batch_tokens=4096)
-    (need,) = VllmReplica.needs(model, config)
-    texts = conversations(128)
-    renderer = Renderer(AutoTokenizer.from_pretrained(str(model.path)), "sequence")
-    ids = {text: renderer.render(model.how.to_json(), [[m.role, m.content] for m in text]).ids for text in texts}
-    replica = await VllmReplica.start(model, config, ("0",), need.bytes_each)
-    client = VllmClient(model.name, replica.address, model.key)
-    try:
-
-        async def by_hand(text: Conversation) -> float:
-            return float((await client.outputs([{"input": ids[text]}], False, 60))[0][0])
-
-        plain, _ = await measure(by_hand, texts, 64, args.seconds)
-    finally:
-        await client.close()
-        await replica.stop()
+    gpus = (0,) if args.gpu else ()
+    config = ServingConfig(backend="vllm", gpus=gpus, threads=args.threads, batch_tokens=4096, reload=True)
+    figures: dict[str, float] = {}
+    lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
+    start = time.perf_counter()
     async with Pool(config) as pool:
         await pool.ensure([model])
-        ours, _ = await measure(pooled(pool, model), texts, 64, args.seconds)
-    return {"vllm_per_s": ours, "plain_vllm_per_s": plain, "share_of_plain_vllm": ours / plain}
+        figures["vllm_start_s"] = time.perf_counter() - start
+        client = VllmClient(model.name, str(pool.replicas()[0].address), model.key)
+
+        async def by_hand(text: Conversation) -> float:
+            turns = [{"role": message.role, "content": message.content} for message in text]
+            body = {"messages": turns, "add_generation_prompt": False}
+            return float((await client.outputs([body], False, 60))[0][0])
+
+        try:
+            by_pool, text = pooled(pool, model), conversations(100)[0]
+            assert abs(await by_hand(text) - await by_pool(text)) < 1e-2
+            for length in lengths:
+                for count in clients:
+                    texts = conversations(length)
+                    (plain, _), (ours, times) = await in_turn(by_hand, by_pool, texts, count, args.seconds)
+                    p50, p99 = percentiles(times)
+                    name = f"vllm_{length}_tokens_{count}_clients"
+                    figures |= {f"{name}_per_s": ours, f"{name}_plain_per_s": plain, f"{name}_share": ours / plain}
+                    figures |= {f"{name}_p50_ms": p50, f"{name}_p99_ms": p99}
+                    row = ("vllm", length, count, f"{ours:.0f}", f"{plain:.0f}", f"{ours / plain:.2f}")
+                    table.add_row(*map(str, row), f"{p50:.1f}", f"{p99:.1f}")
+        finally:
+            await client.close()
+    shares = [figures[name] for name in figures if name.endswith("_share")]
+    return figures | {
+        "share_of_plain_vllm": statistics.geometric_mean(shares),
+        "least_share_of_plain_vllm": min(shares),
+    }
 
 
 async def run(args: argparse.Namespace, folder: Path, table: Table) -> tuple[dict[str, float], dict[str, float]]:
     figures: dict[str, float] = {}
-    for size in ("tiny", "small") if not args.quick else ("tiny",):
-        figures |= await throughput(size, args, folder, table)
-    figures["least_gain_of_64_clients"] = min(figures[name] for name in figures if name.startswith("least_gain"))
-    figures |= await exchange(args, folder)
+    if args.only in (None, "throughput"):
+        for size in ("tiny", "small") if not args.quick else ("tiny",):
+            figures |= await throughput(size, args, folder, table)
+        figures["least_gain_of_64_clients"] = min(figures[name] for name in figures if name.startswith("least_gain"))
+    if args.only in (None, "bound"):
+        figures |= bound(folder)
+    if args.only in (None, "exchange"):
+        figures |= await exchange(args, folder)
     goals = {name: goal for name, goal in GOALS.items() if name in figures}
-    if importlib.util.find_spec("vllm") is not None:
-        figures |= await plain_vllm(args, folder)
+    if args.only in (None, "vllm") and importlib.util.find_spec("vllm") is not None:
+        figures |= await plain_vllm(args, folder, table)
         goals |= VLLM_GOALS
     return figures, goals
 
@@ -303,13 +384,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
     parser.add_argument("--threads", type=int, default=1, help="of the server, and of the naive way")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the pool's weights")
     parser.add_argument("--gpu", action="store_true", help="vLLM on the first GPU")
+    parser.add_argument("--only", choices=("throughput", "bound", "exchange", "vllm"), help="one part of it")
     parser.add_argument("--quick", action="store_true", help="a part of it")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    columns = ("model", "tokens", "clients", "per s", "naive", "gain", "p50 ms", "p99 ms", "naive p50", "naive p99")
-    table = Table(*columns, title="Reward models, against calling transformers one by one", box=None)
+    columns = ("model", "tokens", "clients", "per s", "other", "gain", "p50 ms", "p99 ms", "other p50", "other p99")
+    table = Table(*columns, title="Reward models, against transformers one by one, or plain vLLM", box=None)
     with tempfile.TemporaryDirectory() as folder:
         figures, goals = asyncio.run(run(args, Path(folder), table))
     ok = all(figures[name] <= goal if "exposed" in name else figures[name] >= goal for name, goal in goals.items())
@@ -317,7 +400,7 @@ def main() -> int:
     console.print(table)
     summary = Table("figure", "value", "goal", box=None)
     for name, value in figures.items():
-        if name in goals or "tokens" not in name:
+        if name in goals or "tokens" not in name or "bound" in name:
             sign = "<" if "exposed" in name else ">="
             summary.add_row(name, f"{value:.3f}", f"{sign} {goals[name]:g}" if name in goals else "")
     console.print(summary)

@@ -13,6 +13,7 @@ from verl_rlar.serving.base import (
     ServedModel,
     WrongGolden,
 )
+from verl_rlar.serving.judging import Judge
 from verl_rlar.serving.pool import GOLDEN_CONVERSATIONS, Pool, ReplicaState
 from verl_rlar.serving.probe import PAIRS, Pair, Probed, probe
 
@@ -22,6 +23,7 @@ __all__ = [
     "Conversation",
     "Golden",
     "How",
+    "Judge",
     "Pair",
     "Pool",
     "Probed",

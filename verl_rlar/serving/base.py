@@ -9,8 +9,7 @@ scores conversations by them. Behind it stand `Replica`s, the processes or serve
 Guarantees: a score is a *raw* logit, never squashed by a sigmoid or softmax that hides its scale; a score that is no
 finite number is an error; models with the same `ServedModel.key` share their servers, whatever their `How`.
 
-Not covered: models that need code of their own (``trust_remote_code``), pickled weights, models that only answer in
-text (generative judges).
+Not covered: models that need code of their own (``trust_remote_code``), pickled weights.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from statistics import fmean
 from typing import Any, Literal, Protocol
 
 from verl_rlar.errors import ConfigError, ToolError
+from verl_rlar.serving.judging import Judge
 from verl_rlar.types import Message, content_hash
 
 Conversation = tuple[Message, ...]
@@ -31,9 +31,10 @@ Conversation = tuple[Message, ...]
 Rows = Sequence[Sequence[float]]
 """A model's raw outputs for one conversation: one row for the whole of it, or one for each of its steps."""
 
-Family = Literal["sequence", "steps"]
+Family = Literal["sequence", "steps", "judge"]
 """``sequence``: one row of outputs for a conversation (sequence classification: one logit or several, decoders,
-encoder rankers, quality estimation). ``steps``: one for each step of the response (process reward models)."""
+encoder rankers, quality estimation). ``steps``: one for each step of the response (process reward models: token
+classification). ``judge``: one number, out of what a language model says (see `verl_rlar.serving.judging`)."""
 
 CHARS_PER_TOKEN = 64
 """A message keeps at most this many characters for each token of `How.max_length`, so that a text of many megabytes is
@@ -54,9 +55,10 @@ class How:
     eos: bool | None = None
     """Whether exactly one EOS token ends the sequence, or none. None: as template or tokenizer have it."""
     max_length: int = 2048
-    """Most tokens of a sequence, all included."""
+    """Most tokens of a sequence, all included; with the answer of a ``judge``."""
     truncation: Literal["left", "right"] = "left"
-    """The side of the sequence from which tokens are cut; of a ``pair``, the prompt is cut first."""
+    """The side of the sequence from which tokens are cut; of a ``pair``, the prompt is cut first. Of what a ``judge``
+    is asked, the longest message is cut first, and nothing of the template."""
     head: int = 0
     """Column of the outputs that counts."""
     against: int | None = None
@@ -67,6 +69,8 @@ class How:
     """Family ``steps``: text that ends each step, and at whose last token the model is read."""
     over_steps: Literal["min", "mean", "last"] = "min"
     """Family ``steps``: how the steps' values become one."""
+    judge: Judge | None = None
+    """Family ``judge``: what it is asked, and how the number is read. None: another family."""
 
     def value(self, rows: Rows) -> float:
         """The score, out of a model's raw outputs.
@@ -97,8 +101,8 @@ class How:
         return tuple(Message(role=message.role, content=message.content[cut]) for message in conversation)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
-        return asdict(self)
+        """As plain values; without `judge` where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "judge" or value is not None}
 
     @staticmethod
     def from_json(values: Mapping[str, Any]) -> How:
@@ -110,7 +114,8 @@ class How:
         odd = sorted(set(values) - {field.name for field in fields(How)})
         if odd:
             raise ConfigError(f"unknown in a description of how a model scores: {', '.join(odd)}")
-        how = How(**values)
+        judge = values.get("judge")
+        how = How(**{**values, "judge": None if judge is None else Judge.from_json(judge)})
         allowed = {
             "form": ("chat", "plain", "pair"),
             "truncation": ("left", "right"),
@@ -122,6 +127,12 @@ class How:
                 raise ConfigError(f"{name} of how a model scores is {getattr(how, name)!r}, not one of {choices}")
         if how.max_length < 8:
             raise ConfigError(f"max_length of how a model scores is {how.max_length}: at least 8 tokens are needed")
+        if how.judge is not None and how.form == "pair":
+            raise ConfigError("a judge is asked as chat or plain text, not as a pair")
+        if how.judge is not None and how.judge.writes >= how.max_length:
+            raise ConfigError(
+                f"answer_tokens of a judge, {how.judge.writes}, leaves no room in max_length={how.max_length}"
+            )
         return how
 
 
@@ -154,6 +165,8 @@ class ServedModel:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.address is None):
             raise ConfigError(f"{self.name}: a reward model has either a folder or an address")
+        if (self.family == "judge") != (self.how.judge is not None):
+            raise ConfigError(f"{self.name}: family {self.family} and How.judge do not go together: a judge has both")
 
     @cached_property
     def key(self) -> str:
@@ -173,6 +186,8 @@ class Scored:
     """Length of the sequence. 0: unknown."""
     truncated: bool = False
     """Whether something was cut off."""
+    words: str = ""
+    """What a judge wrote. Empty: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +197,19 @@ class Answer:
     rows: tuple[tuple[float, ...], ...] = ()
     tokens: int = 0
     truncated: bool = False
+    words: str = ""
     error: str = ""
     """Why there is no output; empty if there is one."""
+
+    @staticmethod
+    def written(how: How, words: str, finished: bool, tokens: int = 0, truncated: bool = False) -> Answer:
+        """What a judge that writes gives: the rating in its words, or why there is none."""
+        assert how.judge is not None
+        try:
+            rows = ((how.judge.rating(words, finished),),)
+        except ToolError as error:
+            return Answer(error=str(error))
+        return Answer(rows=rows, tokens=tokens, truncated=truncated, words=words)
 
 
 class Replica(Protocol):
@@ -220,6 +246,12 @@ class Replica(Protocol):
         """Takes the weights up again. Raises what `ask` raises."""
         ...
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        """Takes up the weights of another model of the same `verl_rlar.serving.placing.shape`, in place of its own.
+
+        Raises what `ask` raises; it is then of no use any more."""
+        ...
+
     async def stop(self) -> None:
         """Ends it; never raises."""
         ...
@@ -232,7 +264,8 @@ class RewardModelPool(Protocol):
         """Makes these the models that are served: returns when all of them are ready.
 
         What is new is started before what left is stopped, as far as the memory allows; what left is stopped when its
-        last lease is given back.
+        last lease is given back. Where there is no room for both, a server of a model that left may take up the weights
+        of a new one of the same shape.
 
         Args:
             models: Those of every step that still may score.

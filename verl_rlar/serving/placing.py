@@ -11,6 +11,7 @@ Not covered: a lying header. The loader checks a file's length against it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,10 +19,15 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_rlar.errors import ToolUnavailable
 
 GIB = 2**30
+NAMES = ("_name_or_path", "transformers_version", "id2label", "label2id")
+"""Fields of a config that are nothing but names."""
+BESIDE = ("tokenizer.json", "generation_config.json")
+"""Files beside the config that a server reads once and for all."""
 HEADER_BYTES = 100 << 20
 """Longest header of a safetensors file; the format's own limit."""
 
@@ -46,10 +52,35 @@ def parameters(folder: str | Path) -> int:
     Raises:
         ToolUnavailable: There are none in the folder, or one of them is not whole.
     """
+    return sum(math.prod(tensor["shape"]) for tensor in _tensors(folder).values())
+
+
+def shape(folder: str | Path) -> str:
+    """Identity of all about a model but its weights and names: its config, its tokens, and the names, types and shapes
+    of its weights. A server of one model can take up the weights of another one of the same shape.
+
+    Raises:
+        ToolUnavailable: There is no whole model in the folder.
+    """
+    try:
+        config = json.loads(Path(folder, "config.json").read_bytes())
+        beside = [path.read_bytes() for name in BESIDE if (path := Path(folder, name)).exists()]
+    except (OSError, ValueError) as error:
+        raise ToolUnavailable(f"{folder} holds no model: {error}") from None
+    known = {name: value for name, value in config.items() if name not in NAMES}
+    tensors = {name: [value["dtype"], value["shape"]] for name, value in _tensors(folder).items()}
+    digest = hashlib.sha256(json.dumps([known, tensors], sort_keys=True).encode())
+    for data in beside:
+        digest.update(hashlib.sha256(data).digest())
+    return digest.hexdigest()
+
+
+def _tensors(folder: str | Path) -> dict[str, dict[str, Any]]:
+    """What the headers of a model's safetensors files say of each weight."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ToolUnavailable(f"{folder} has no *.safetensors: other weights are not loaded")
-    total = 0
+    found: dict[str, dict[str, Any]] = {}
     for path in files:
         try:
             with path.open("rb") as file:
@@ -57,14 +88,16 @@ def parameters(folder: str | Path) -> int:
                 if length > HEADER_BYTES:
                     raise ValueError(f"a header of {length} bytes")
                 header = json.loads(file.read(length))
-            tensors = [value for name, value in header.items() if name != "__metadata__"]
-            end = max((tensor["data_offsets"][1] for tensor in tensors), default=0)
+            tensors = {name: value for name, value in header.items() if name != "__metadata__"}
+            end = max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
             if path.stat().st_size != 8 + length + end:
                 raise ValueError(f"{path.stat().st_size} bytes long instead of {8 + length + end}")
-            total += sum(math.prod(tensor["shape"]) for tensor in tensors)
+            for tensor in tensors.values():
+                math.prod(tensor["shape"]), str(tensor["dtype"])
+            found |= tensors
         except (OSError, ValueError, TypeError, LookupError, struct.error, AttributeError) as error:
             raise ToolUnavailable(f"{path} is no whole safetensors file: {error}") from None
-    return total
+    return found
 
 
 def machine_memory() -> int:

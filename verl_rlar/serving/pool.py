@@ -9,7 +9,8 @@ Guarantees: see `RewardModelPool`. Beyond it: a replica is used only after its g
 asked again after every wake and every ``golden_s``; one whose golden scores are wrong is started again once and then
 taken out; a call never waits longer than its deadline, for room in the queue, for a replica that is being replaced, or
 for its answer; one that is being replaced costs its callers a `ConnectionError`, and the next try waits for its
-successor; leaving the context ends every server.
+successor; where a server takes up another model's weights, nobody scores by it any more, and that model's golden scores
+are known and must be right afterwards; leaving the context ends every server.
 
 Not covered: other nodes. A pool serves the node that it is on; where there are several, each has its own.
 """
@@ -20,8 +21,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TypeVar
@@ -29,7 +30,7 @@ from typing import TypeVar
 from verl_rlar.config import ServingConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.serving.base import Conversation, Golden, How, Replica, Scored, ServedModel, WrongGolden
-from verl_rlar.serving.placing import GIB, Need, machine_memory, place
+from verl_rlar.serving.placing import GIB, Need, machine_memory, place, shape
 from verl_rlar.serving.transformers import TransformersReplica
 from verl_rlar.serving.vllm import AddressReplica, VllmReplica
 from verl_rlar.types import Message
@@ -78,6 +79,8 @@ class ReplicaState:
     restarts: int
     error: str
     """Why it was taken out, or started again last; empty if it never was."""
+    address: str | None = None
+    """``http://host:port`` of a vLLM that is ready. None: another back-end."""
 
 
 class _Slot:
@@ -99,6 +102,8 @@ class _Slot:
         self.scored = 0
         self.restarts: deque[float] = deque()
         self.restarted = 0
+        self.spare: Replica | None = None
+        """One that runs, whose model left, and which takes up this model's weights when it is launched."""
         self.suspect = asyncio.Event()
         """Set by whoever has a reason to doubt it."""
         self.keeping: asyncio.Task[None] | None = None
@@ -117,6 +122,8 @@ class _Served:
         self.asking = 0
         """Calls that are past the wait for `Pool.wake`."""
         self.leaving = False
+        self.hands_over = False
+        """Whether its replicas are left running when it is stopped, as `_Slot.spare`."""
         self.stopping = False
         self.retiring: asyncio.Task[None] | None = None
         self.changed = asyncio.Event()
@@ -177,6 +184,7 @@ class Pool:
                 scored=slot.scored,
                 restarts=slot.restarted,
                 error=str(slot.error or ""),
+                address=slot.replica.address if isinstance(slot.replica, (AddressReplica, VllmReplica)) else None,
             )
             for served in self._served.values()
             for slot in served.slots
@@ -210,11 +218,19 @@ class Pool:
             for served in self._served.values():
                 served.leaving = served.leaving and served.model.key not in wanted
             new = await self._new(wanted.values())
-            if self._place_beside(new) is None:
-                for served in leaving:
-                    self._retire(served)
-                await self._retired()
-            await self._start_all(new)
+            heirs: dict[str, _Served] = {}
+            try:
+                if self._place_beside(new) is None:
+                    heirs = self._heirs(new, leaving)
+                    for served in leaving:
+                        self._retire(served, hands_over=served in heirs.values())
+                    await self._retired()
+                    if self._place_beside(new, heirs) is None:  # elsewhere than where these lie there may be
+                        await _stop_spares(heirs.values())
+                        heirs = {}
+                await self._start_all(new, heirs)
+            finally:
+                await _stop_spares(heirs.values())
             for served in leaving:
                 self._retire(served)
 
@@ -312,20 +328,49 @@ class Pool:
                 new.append(model)
         return new
 
-    def _place_beside(self, models: Sequence[ServedModel]) -> list[list[tuple[str, ...]]] | None:
-        """Devices for these beside all that runs; None if there is no room."""
-        needs = [self._needs(model) for model in models]
-        taken = [(slot.need, slot.devices) for served in self._served.values() for slot in served.slots if slot.devices]
+    def _heirs(self, models: Sequence[ServedModel], leaving: Sequence[_Served]) -> dict[str, _Served]:
+        """For each model, by key, one of those that leave whose servers can take up its weights: it has the same shape,
+        and there are golden scores that would give a failure away."""
+        if (self._config.backend == "vllm" and not self._config.reload) or not self._awake.is_set():
+            return {}
+        found: dict[str, _Served] = {}
+        free: dict[tuple[str, str], _Served] = {}
+        for served in leaving:
+            if served.model.path is not None and all(slot.replica is not None for slot in served.slots):
+                with suppress(ToolUnavailable):  # its folder may be gone
+                    free[shape(served.model.path), served.model.family] = served
+        for model in models:
+            if model.path is None or not (model.golden or (model.key, model.how) in self._golden):
+                continue
+            kind = shape(model.path), model.family
+            if kind in free and model.how.max_length <= free[kind].model.how.max_length:
+                found[model.key] = free.pop(kind)
+        return found
+
+    def _place_beside(
+        self, models: Sequence[ServedModel], heirs: Mapping[str, _Served] | None = None
+    ) -> list[list[tuple[str, ...]]] | None:
+        """Devices for these beside all that runs; heirs lie where what they inherit lies. None if there is no room."""
+        heirs = heirs or {}
+        needs = [[] if model.key in heirs else self._needs(model) for model in models]
+        running = {*self._served.values(), *heirs.values()}
+        taken = [(slot.need, slot.devices) for served in running for slot in served.slots if slot.devices]
         try:
             found = place([need for part in needs for need in part], self._devices, taken)
         except ToolUnavailable:
             return None
         numbers = iter(range(len(found)))
-        return [[found[next(numbers)] for _ in part] for part in needs]
+        return [
+            [slot.devices for slot in heirs[model.key].slots]
+            if model.key in heirs
+            else [found[next(numbers)] for _ in part]
+            for model, part in zip(models, needs, strict=True)
+        ]
 
-    async def _start_all(self, models: Sequence[ServedModel]) -> None:
-        """Starts models, all of them or none."""
-        places = self._place_beside(models)
+    async def _start_all(self, models: Sequence[ServedModel], heirs: Mapping[str, _Served] | None = None) -> None:
+        """Starts models, all of them or none; heirs in the servers that were left running for them."""
+        heirs = heirs or {}
+        places = self._place_beside(models, heirs)
         if places is None:
             raise ToolUnavailable(
                 f"there is no room for {', '.join(model.name for model in models)} beside what stays where it lies, or "
@@ -335,6 +380,9 @@ class Pool:
         for model, devices in zip(models, places, strict=True):
             needs = self._needs(model) or [Need(name=model.name, key=model.key, devices=0, bytes_each=0)]
             slots = [_Slot(on, need) for on, need in zip(devices or [()], needs, strict=True)]
+            if model.key in heirs:
+                for slot, old in zip(slots, heirs[model.key].slots, strict=True):
+                    slot.spare, old.spare = old.spare, None
             started.append(_Served(model, slots, self._config.queue))
         self._starting = started
         try:
@@ -358,9 +406,9 @@ class Pool:
             error = served.slots[0].error
             raise ToolUnavailable(f"{served.model.name} cannot be served: {error}") from error
 
-    def _retire(self, served: _Served) -> None:
+    def _retire(self, served: _Served, hands_over: bool = False) -> None:
         """Stops a model when nobody uses it any more, unless it is wanted again by then."""
-        served.leaving = True
+        served.leaving, served.hands_over = True, hands_over
         if served.retiring is None or served.retiring.done():
             served.retiring = asyncio.ensure_future(self._drain(served))
 
@@ -372,6 +420,7 @@ class Pool:
         if not served.leaving:
             return
         if served.leases:
+            served.hands_over = False  # never is a model exchanged under somebody who scores by it
             logger.warning("%s left, and is stopped while %d still use it", served.model.name, served.leases)
         await self._stop(served)
         if self._served.get(served.model.key) is served:
@@ -393,6 +442,8 @@ class Pool:
         served.stopping = True
         if tasks:
             await asyncio.wait(tasks)
+        if not served.hands_over:
+            await _stop_spares([served])
         for slot in served.slots:
             slot.out = True
             slot.error = slot.error or ToolUnavailable(f"{served.model.name} was stopped")
@@ -420,8 +471,10 @@ class Pool:
                 slot.error = error
                 wrong += isinstance(error, WrongGolden)
             finally:
-                slot.replica = None
-                if replica is not None:
+                ready, slot.replica = slot.replica is replica, None
+                if replica is not None and ready and served.stopping and served.hands_over:
+                    slot.spare = replica
+                elif replica is not None:
                     await replica.stop()
             now = time.monotonic()
             while slot.restarts and slot.restarts[0] < now - RESTART_WINDOW_S:
@@ -439,6 +492,16 @@ class Pool:
 
     async def _launch(self, served: _Served, slot: _Slot) -> Replica:
         model = served.model
+        if slot.spare is not None:
+            replica, slot.spare = slot.spare, None
+            try:
+                await replica.reload(model, self._config.start_timeout_s)
+                return replica
+            except BaseException as error:
+                await replica.stop()
+                if not isinstance(error, (ToolError, ConnectionError)):
+                    raise
+                logger.warning("%s: a server could not take up its weights, and is replaced: %s", model.name, error)
         if model.address is not None:
             return await AddressReplica.start(model, self._config)
         if self._config.backend == "vllm":
@@ -579,8 +642,24 @@ async def _outputs(
             value = how.value(answer.rows)
         except ToolError as error:
             raise ToolError(f"{name}: {error}") from None
-        scored.append(Scored(value=value, rows=answer.rows, tokens=answer.tokens, truncated=answer.truncated))
+        scored.append(
+            Scored(
+                value=value,
+                rows=answer.rows,
+                tokens=answer.tokens,
+                truncated=answer.truncated,
+                words=answer.words,
+            )
+        )
     return scored
+
+
+async def _stop_spares(those: Iterable[_Served]) -> None:
+    """Ends the servers that were left running, and that nobody took."""
+    for slot in [slot for served in those for slot in served.slots]:
+        if slot.spare is not None:
+            replica, slot.spare = slot.spare, None
+            await replica.stop()
 
 
 async def _until(waiting: Awaitable[object], end: float, late: str) -> None:

@@ -12,7 +12,8 @@ distance between good and bad in units of its spread, then the smaller change.
 Guarantees: signs and outputs cost nothing, as they come from the same answers; a way that the model refuses is no
 candidate, and its error is in the evidence; if no way ranks the pairs better than chance could, `Probed.sure` is False.
 
-Not covered: whether the model is any good for a task. That is the exam's to say. The pairs are in English.
+Not covered: whether the model is any good for a task. That is the exam's to say. The pairs are in English. Of a judge,
+only its sign is tried.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from typing import Any
 
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.serving.base import Conversation, Family, How, Scored
+from verl_rlar.serving.judging import Judge
 from verl_rlar.types import Message
 
 MARGIN = 0.15
@@ -99,7 +101,7 @@ async def probe(
         ToolTimeout, ToolUnavailable, ConnectionError: From `ask`. The model's refusals are evidence, no errors.
         ToolError: The model refused in every way.
     """
-    default = default or How()
+    default = default or How(judge=Judge() if family == "judge" else None)
     pairs = pairs or PAIRS
     tried: list[Tried] = []
     for how in _ways(default, family):
@@ -138,6 +140,9 @@ async def probe(
 
 def _ways(default: How, family: Family) -> Iterator[How]:
     """Ways to put a conversation; the default first, then what differs little from it."""
+    if family == "judge":  # other words would be another judge
+        yield default
+        return
     seen = set()
     forms = dict.fromkeys((default.form, "chat", "plain", *(("pair",) if family == "sequence" else ())))
     for form in forms:

@@ -11,9 +11,12 @@ Not covered: templates that refuse a conversation (some take no system prompt, o
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from verl_rlar.serving.judging import Judge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,10 @@ class Rendered:
     ends: list[int] = field(default_factory=list)
     """Where the model is read, if at each step."""
     truncated: bool = False
+    writes: int = 0
+    """Most tokens of the answer that is to be written. 0: none is."""
+    choice: list[int] | None = None
+    """Two tokens between which is to be chosen."""
 
 
 class Renderer:
@@ -59,6 +66,8 @@ class Renderer:
         """
         how = {**how, "max_length": min(how["max_length"], self.most)}
         turns = [{"role": role, "content": self._plain(text)} for role, text in messages]
+        if self._family == "judge":
+            return self._judged(how, turns)
         if how["system"] is not None:
             turns = [turn for turn in turns if turn["role"] != "system"]
             if how["system"]:
@@ -119,6 +128,41 @@ class Renderer:
                 first, second, max_length=length, truncation="only_first" if fits else "longest_first"
             )
         return Rendered(ids=list(whole["input_ids"]), types=whole.get("token_type_ids"), truncated=truncated)
+
+    def _judged(self, how: Mapping[str, Any], turns: list[dict[str, str]]) -> Rendered:
+        """What a judge is asked; if that is too long, the longest messages are cut down to one length."""
+        judge = Judge.from_json(how["judge"])
+        choice = None
+        if judge.choice is not None:
+            choice = [token for word in judge.choice for token in self._encode(word)[:1]]
+            if len(set(choice)) != 2:
+                raise ValueError(f"{judge.choice!r} do not begin with two different tokens")
+        most = how["max_length"] - judge.writes
+        rendered = self._question(how, judge, turns)
+        parts = [self._encode(turn["content"]) for turn in turns]
+        room, truncated = sum(map(len, parts)), False
+        while (over := len(rendered.ids) - most) > 0:
+            room, truncated = room - over, True
+            if room < len(parts):
+                raise ValueError(f"what a judge is asked leaves no room for a text in max_length={how['max_length']}")
+            lengths = range(max(map(len, parts)) + 1)
+            longest = bisect_right(lengths, room, key=lambda most: sum(min(len(part), most) for part in parts)) - 1
+            kept = [self._tokenizer.decode(_cut(part, longest, how["truncation"])[0]) for part in parts]
+            shorter = [{**turn, "content": text} for turn, text in zip(turns, kept, strict=True)]
+            rendered = self._question(how, judge, shorter)
+        return Rendered(ids=rendered.ids, truncated=truncated, writes=judge.writes, choice=choice)
+
+    def _question(self, how: Mapping[str, Any], judge: Judge, turns: list[dict[str, str]]) -> Rendered:
+        asked = [{"role": "user", "content": judge.question([(turn["role"], turn["content"]) for turn in turns])}]
+        if how["system"]:
+            asked.insert(0, {"role": "system", "content": how["system"]})
+        if how["form"] == "chat":
+            text = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        else:
+            text = "\n\n".join(turn["content"] for turn in asked)
+            how = {**how, "eos": False}
+        ids = self._encode(text + judge.begin)
+        return self._fit({**how, "max_length": len(ids) + 2}, ids, from_template=how["form"] == "chat")
 
     def _steps(self, how: Mapping[str, Any], turns: list[dict[str, str]]) -> Rendered:
         """The conversation step by step, each ended by the step token; what is cut off is not read."""

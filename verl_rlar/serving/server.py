@@ -8,6 +8,7 @@ ways. It says ``{"ready": {...}}`` or ``{"failed": text}`` once, and then answer
     {"id": 2, "render": {how}, "conversations": [...]}                      {"id": 2, "rendered": [{...}, ...]}
     {"id": 3, "ping": true}                                                 {"id": 3, "busy_s": seconds}
     {"id": 4, "sleep": true} and {"id": 5, "wake": true}                    {"id": 4, "asleep": true}
+    {"id": 6, "reload": folder}                                             {"id": 6, "reloaded": true}
     {"cancel": 1}                                                           (nothing)
 
 Conversations of all callers are computed in batches. A batch is formed around the one that waited longest: of others
@@ -39,6 +40,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from verl_rlar.serving.rendering import Rendered, Renderer
@@ -47,6 +49,8 @@ LINE_BYTES = 1 << 28
 """Longest line that is read."""
 LEAST_FILLED = 0.7
 """Least share of a batch's tokens that is no padding."""
+Output = list[list[float]] | tuple[str, bool]
+"""Rows of numbers, or what was written, and whether it came to its end by itself."""
 MOST_SHARED = 8
 """Most tokens whose memory is kept for a common beginning, for all of the batch, in batches' tokens."""
 LEAST_SHARED = 32
@@ -98,10 +102,7 @@ class Model:
         self._settings = settings
         self._folder = settings["path"]
         torch.set_num_threads(settings["threads"])
-        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
-            self._folder, local_files_only=True, trust_remote_code=False
-        )
-        self.renderer = Renderer(self._tokenizer, settings["family"])
+        self._read_tokenizer()
         self._model: Any = None
         self._shares = False
         if settings["weights"]:
@@ -118,6 +119,7 @@ class Model:
         kinds: dict[str, Any] = {
             "sequence": transformers.AutoModelForSequenceClassification,
             "steps": transformers.AutoModelForTokenClassification,
+            "judge": transformers.AutoModelForCausalLM,
         }
         model, found = kinds[self._settings["family"]].from_pretrained(
             self._folder,
@@ -136,11 +138,50 @@ class Model:
         model.eval()
         self._config = model.config.get_text_config()
         self._pad = self._config.pad_token_id
-        if hasattr(self._config, "use_cache"):
+        if self._settings["family"] == "judge":
+            self._ends = _ends(model, self._tokenizer)
+            pad = self._pad if self._pad is not None else next(iter(self._ends), 0)
+            # whatever the folder wishes (sampling, penalties) is no part of the score
+            model.generation_config = transformers.GenerationConfig(eos_token_id=self._ends or None, pad_token_id=pad)
+        elif hasattr(self._config, "use_cache"):
             self._config.use_cache = False
         self.renderer.most = min(self.renderer.most, getattr(self._config, "max_position_embeddings", None) or 1 << 30)
         self._model = model
         self._shares = self._can_share()
+
+    def _read_tokenizer(self) -> None:
+        import transformers
+
+        self._tokenizer = transformers.AutoTokenizer.from_pretrained(
+            self._folder, local_files_only=True, trust_remote_code=False
+        )
+        self.renderer = Renderer(self._tokenizer, self._settings["family"])
+
+    def reload(self, folder: str) -> None:
+        """Takes up the weights, and the chat template, of another folder, which must be alike but for these.
+
+        Raises:
+            ValueError: There are weights that this model does not have, or others are missing.
+        """
+        from safetensors import safe_open
+
+        self._folder, most = folder, self.renderer.most
+        self._read_tokenizer()
+        if self._model is None:
+            return
+        self.renderer.most = most
+        own, taken = self._model.state_dict(), set()
+        with self._torch.no_grad():
+            for path in sorted(Path(folder).glob("*.safetensors")):
+                with safe_open(path, "pt") as file:
+                    for name in file.keys():
+                        if name not in own:
+                            raise ValueError(f"{path.name} has a weight {name} that the model does not have")
+                        own[name].copy_(file.get_tensor(name))
+                        taken.add(own[name].data_ptr())
+        missing = sorted(name for name, weight in own.items() if weight.data_ptr() not in taken)
+        if missing:
+            raise ValueError(f"the folder has no weights for {', '.join(missing[:4])}")
 
     def unload(self) -> None:
         """Gives the memory of the weights back to the system."""
@@ -160,17 +201,19 @@ class Model:
         """What the other side may want to know."""
         known: dict[str, Any] = {"pad": self._pad} if self._model is not None else {}
         if self._model is not None:
-            known["labels"] = int(self._model.config.num_labels)
+            known["labels"] = 1 if self._settings["family"] == "judge" else int(self._model.config.num_labels)
             known["positions"] = getattr(self._config, "max_position_embeddings", None)
             known["shares"] = self._shares
             known["parameters"] = sum(weight.numel() for weight in self._model.parameters())
         return known | {"chat_template": bool(self._tokenizer.chat_template)}
 
-    def compute(self, batch: Sequence[Rendered]) -> list[list[list[float]]]:
-        """The raw outputs, as rows of each sequence."""
+    def compute(self, batch: Sequence[Rendered]) -> list[Output]:
+        """The raw outputs, as rows of each sequence, or as what was written, and whether it came to its end."""
         torch, model = self._torch, self._model
         if model is None:
             raise ValueError("the model sleeps")
+        if self._settings["family"] == "judge":
+            return self._say(batch)
         shared = common([item.ids for item in batch]) if self._shares and len(batch) > 1 else 0
         ends_apart = all(any(token != self._pad for token in item.ids[shared:]) for item in batch)
         if shared >= LEAST_SHARED and ends_apart:  # a decoder is read at its last token that is no padding
@@ -194,7 +237,40 @@ class Model:
             return [logits[row, item.ends].tolist() for row, item in enumerate(batch)]
         return [[row] for row in logits.tolist()]
 
-    def _compute_after(self, batch: Sequence[Rendered], shared: int) -> list[list[list[float]]]:
+    def _say(self, batch: Sequence[Rendered]) -> list[Output]:
+        """What a language model says next: the log-odds of two tokens, or a text."""
+        torch, found = self._torch, dict[int, Output]()
+        for writes in (False, True):
+            rows = [row for row, item in enumerate(batch) if (item.choice is None) == writes]
+            if not rows:
+                continue
+            longest = max(len(batch[row].ids) for row in rows)
+            ids = torch.full((len(rows), longest), self._model.generation_config.pad_token_id)
+            mask = torch.zeros((len(rows), longest), dtype=torch.long)
+            for place, row in enumerate(rows):
+                ids[place, longest - len(batch[row].ids) :] = torch.tensor(batch[row].ids)
+                mask[place, longest - len(batch[row].ids) :] = 1
+            said = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                do_sample=False,
+                max_new_tokens=max(1, *(batch[row].writes for row in rows)) if writes else 1,
+                output_logits=not writes,
+                return_dict_in_generate=True,
+            )
+            for place, row in enumerate(rows):
+                if choice := batch[row].choice:
+                    first, second = said.logits[0][place, choice].float().tolist()
+                    found[row] = [[first - second]]
+                else:
+                    found[row] = self._text(said.sequences[place, longest:].tolist()[: batch[row].writes])
+        return [found[row] for row in range(len(batch))]
+
+    def _text(self, tokens: list[int]) -> tuple[str, bool]:
+        end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
+        return str(self._tokenizer.decode(tokens[:end], skip_special_tokens=True)), end is not None
+
+    def _compute_after(self, batch: Sequence[Rendered], shared: int) -> list[Output]:
         """The same, where all begin with the same tokens, which are computed once."""
         torch, model = self._torch, self._model
         rest = [item.ids[shared:] for item in batch]
@@ -219,8 +295,8 @@ class Model:
         batch = [Rendered(ids=[*tokens, *tokens[:end]]) for end in (3, 9)]
         try:
             self._shares = False
-            whole = [row[0] for row in self.compute(batch)]
-            apart = [row[0] for row in self._compute_after(batch, len(tokens))]
+            whole: list[Any] = [row[0] for row in self.compute(batch)]
+            apart: list[Any] = [row[0] for row in self._compute_after(batch, len(tokens))]
         except Exception:  # an encoder, or a decoder with another sort of memory
             return False
         pairs = [(a, b) for one, other in zip(whole, apart, strict=True) for a, b in zip(one, other, strict=True)]
@@ -236,6 +312,13 @@ class Model:
         pad = next(token for token in range(self._config.vocab_size - 1, -1, -1) if token not in used)
         self._config.pad_token_id = pad
         return pad
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end an answer: those of the model, and the tokenizer's."""
+    own = model.generation_config.eos_token_id
+    ends = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return sorted({int(end) for end in ends if end is not None})
 
 
 def common(sequences: Sequence[Sequence[int]]) -> int:
@@ -255,7 +338,7 @@ class Waiting:
     rendered: Rendered
     since: float
     call: int
-    done: asyncio.Future[list[list[float]]]
+    done: asyncio.Future[Output]
 
 
 class Batcher:
@@ -274,7 +357,7 @@ class Batcher:
         self.running = asyncio.Lock()
         """Held while the model computes, or goes to sleep."""
 
-    def add(self, rendered: Rendered, call: int) -> asyncio.Future[list[list[float]]]:
+    def add(self, rendered: Rendered, call: int) -> asyncio.Future[Output]:
         item = Waiting(rendered, time.monotonic(), call, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         self._arrived.set()
@@ -423,6 +506,10 @@ class Server:
             async with self._batcher.running:
                 await self._batcher.in_thread(self._model.unload)
             return {"asleep": True}
+        if "reload" in message:
+            async with self._batcher.running:
+                await self._batcher.in_thread(self._model.reload, message["reload"])
+            return {"reloaded": True}
         if "wake" in message:
             async with self._batcher.running:
                 await self._batcher.in_thread(self._model.load)
@@ -440,11 +527,12 @@ class Server:
         return {"answers": answers}
 
     @staticmethod
-    async def _outputs(answer: asyncio.Future[list[list[float]]]) -> dict[str, Any]:
+    async def _outputs(answer: asyncio.Future[Output]) -> dict[str, Any]:
         try:
-            return {"rows": await answer}
+            found = await answer
         except ValueError as error:
             return {"error": str(error)}
+        return {"words": found[0], "finished": found[1]} if isinstance(found, tuple) else {"rows": found}
 
     async def _render(self, how: Mapping[str, Any], conversations: Sequence[Any]) -> list[Rendered | str]:
         loop = asyncio.get_running_loop()

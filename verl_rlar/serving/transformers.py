@@ -274,15 +274,7 @@ class TransformersReplica:
     async def ask(self, how: How, conversations: Sequence[Conversation], seconds: float) -> list[Answer]:
         message = {"ask": how.to_json(), "conversations": as_lists(conversations)}
         said = await self._server.call(message, seconds)
-        return [
-            Answer(
-                rows=tuple(tuple(row) for row in item.get("rows", ())),
-                tokens=item.get("tokens", 0),
-                truncated=item.get("truncated", False),
-                error=item.get("error", ""),
-            )
-            for item in said["answers"]
-        ]
+        return [_answer(how, item) for item in said["answers"]]
 
     async def check(self, seconds: float) -> None:
         said = await self._server.call({"ping": True}, seconds)
@@ -298,5 +290,16 @@ class TransformersReplica:
     async def wake(self, seconds: float) -> None:
         await self._server.call({"wake": True}, seconds)
 
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        await self._server.call({"reload": model.path}, seconds)
+
     async def stop(self) -> None:
         await self._server.stop()
+
+
+def _answer(how: How, item: Mapping[str, Any]) -> Answer:
+    if "error" in item:
+        return Answer(error=item["error"])
+    if "words" in item:
+        return Answer.written(how, item["words"], item["finished"], item["tokens"], item["truncated"])
+    return Answer(rows=tuple(map(tuple, item["rows"])), tokens=item["tokens"], truncated=item["truncated"])

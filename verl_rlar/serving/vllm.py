@@ -10,10 +10,12 @@ Guarantees: the outputs are raw (``use_activation: false``; vLLM squashes them b
 only and inherits an allow-list of variables; a sleeping server is never asked, as it would let its callers hang. After
 sleep of level 1 the weights come back from main memory; golden scores are then asked again (see `Pool.wake`).
 
-Not covered: vLLM needs sockets, so it is not kept from the network as the other back-end is. Level 2 of sleep, LoRA,
-and the in-place change of weights. A server is started for the `How.max_length` of the model that was ensured, and
-refuses longer sequences. At an address, `How.form` and the fields about BOS, EOS and the system prompt have
-to be what the server's template does: ``chat`` with the defaults, or ``plain``.
+Not covered: vLLM needs sockets, so it is not kept from the network as the other back-end is. With ``sleep`` or
+``reload``, everybody on this machine can command a server, as vLLM asks for no password there. Level 2 of sleep, LoRA.
+A server is started for the `How.max_length` of the model that was ensured, and refuses longer sequences. At an address,
+`How.form` and the fields about BOS, EOS and the system prompt have to be what the server's template does: ``chat`` with
+the defaults, or ``plain``; a judge there is not told where to cut, since that would cut its instructions, so a text
+that is too long is refused; and no key is sent.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ import httpx
 from verl_rlar.config import ServingConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.serving.base import Answer, Conversation, How, ServedModel
+from verl_rlar.serving.judging import Judge
 from verl_rlar.serving.placing import GIB, Need, parameters
 from verl_rlar.serving.transformers import BYTES, ENVIRONMENT, STOP_S, ServerProcess, as_lists, environment
 
@@ -51,6 +54,10 @@ COMMAND = (
     "from vllm.entrypoints.cli.main import main; main()"
 )
 BATCH_TOKENS = 8192
+ENGINE_DIED = "EngineCore encountered an issue"
+"""What vLLM says, as HTTP 500, when the process that computes died under a call; its server ends a moment later."""
+TOP = 20
+"""Likeliest first words that a judge at an address is asked for; what vLLM allows at most by default."""
 CONNECTIONS = 512
 """Most connections to a server."""
 
@@ -87,7 +94,8 @@ class VllmClient:
 
         Raises:
             ToolTimeout: No answer in time.
-            ConnectionError: The server is not there, or went away, or says that it cannot go on (HTTP 502 to 504).
+            ConnectionError: The server is not there, or went away, or says that it cannot go on (HTTP 502 to 504, or
+                `ENGINE_DIED`).
             ToolError: It refuses, or answers what is no JSON.
         """
         return await self._request("POST", path, body, seconds)
@@ -112,6 +120,46 @@ class VllmClient:
         except (LookupError, TypeError) as error:
             raise ToolError(f"{self._name}: {path} answered something else than vLLM does: {error!r}") from None
 
+    async def said(self, inputs: Sequence[Mapping[str, Any]], seconds: float) -> list[Mapping[str, Any]]:
+        """What a language model says to prompts of token ids: ``choices`` of ``/v1/completions``, greedily.
+
+        Args:
+            inputs: ``ids``, ``writes`` and ``choice`` of each, see `verl_rlar.serving.rendering.Rendered`.
+            seconds: How long it may take.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, item in enumerate(inputs):
+            groups.setdefault(f"{item['writes']} {item['choice']}", []).append(place)
+
+        async def ask(places: list[int]) -> list[Mapping[str, Any]]:
+            first = inputs[places[0]]
+            body = {"model": self.served_name, "temperature": 0, "max_tokens": first["writes"] or 1}
+            body["prompt"] = [inputs[place]["ids"] for place in places]
+            if first["choice"] is not None:
+                wanted = {"allowed_token_ids": first["choice"], "logprobs": 2, "return_tokens_as_token_ids": True}
+                body |= wanted
+            reply = await self.post("/v1/completions", body, seconds)
+            return sorted(reply["choices"], key=lambda item: item["index"])
+
+        found: dict[int, Mapping[str, Any]] = {}
+        try:
+            for places, choices in zip(groups.values(), await asyncio.gather(*map(ask, groups.values())), strict=True):
+                found |= zip(places, choices, strict=True)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ToolError(
+                f"{self._name}: /v1/completions answered something else than vLLM does: {error!r}"
+            ) from None
+        return [found[place] for place in range(len(inputs))]
+
+    async def chat(self, body: Mapping[str, Any], seconds: float) -> Mapping[str, Any]:
+        """The first of the ``choices`` of ``/v1/chat/completions``, greedily."""
+        said = await self.post("/v1/chat/completions", {"model": self.served_name, "temperature": 0, **body}, seconds)
+        try:
+            choice: Mapping[str, Any] = said["choices"][0]
+            return choice
+        except (LookupError, TypeError) as error:
+            raise ToolError(f"{self._name}: /v1/chat/completions answered no choice: {error!r}") from None
+
     async def _request(self, method: str, path: str, body: Mapping[str, Any] | None, seconds: float) -> Any:
         try:
             reply = await asyncio.wait_for(
@@ -121,7 +169,7 @@ class VllmClient:
             raise ToolTimeout(f"{self._name}: no answer from {path} within {seconds:g} s") from None
         except httpx.TransportError as error:
             raise ConnectionError(f"{self._name}: {path}: {type(error).__name__}: {error}") from None
-        if reply.status_code in (502, 503, 504):
+        if reply.status_code in (502, 503, 504) or (reply.status_code == 500 and ENGINE_DIED in reply.text):
             raise ConnectionError(f"{self._name}: {path}: HTTP {reply.status_code}")
         if reply.status_code != 200:
             raise ToolError(f"{self._name}: {path}: HTTP {reply.status_code}: {reply.text[:300]}")
@@ -140,6 +188,7 @@ class AddressReplica:
         self._model = model
         self._client = client
         self._config = config
+        self.address = model.address
 
     @classmethod
     async def start(cls, model: ServedModel, config: ServingConfig) -> AddressReplica:
@@ -165,10 +214,38 @@ class AddressReplica:
         return None
 
     async def ask(self, how: How, conversations: Sequence[Conversation], seconds: float) -> list[Answer]:
+        if how.judge is not None:
+            return list(await asyncio.gather(*(self._judge(how, how.judge, one, seconds) for one in conversations)))
         if self._model.family != "sequence" or how.form == "pair":
-            raise ToolError(f"{self._model.name}: at an address only sequences can be scored, as chat or plain text")
+            raise ToolError(
+                f"{self._model.name}: at an address only judges are asked, and sequences, as chat or plain text"
+            )
         found = await self._client.outputs([_request_of(how, one) for one in conversations], False, seconds)
         return [Answer(rows=(tuple(row),)) for row in found]
+
+    async def _judge(self, how: How, judge: Judge, conversation: Conversation, seconds: float) -> Answer:
+        messages = [{"role": "system", "content": how.system}] if how.system else []
+        question = judge.question([(message.role, message.content) for message in conversation])
+        messages.append({"role": "user", "content": question})
+        body: dict[str, Any] = {"max_tokens": judge.writes or 1}
+        if judge.begin:
+            messages.append({"role": "assistant", "content": judge.begin})
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
+        if judge.choice is not None:
+            body |= {"logprobs": True, "top_logprobs": TOP}
+        said = await self._client.chat({"messages": messages, **body}, seconds)
+        try:
+            if judge.choice is None:
+                return Answer.written(how, said["message"]["content"] or "", said["finish_reason"] == "stop")
+            first = said["logprobs"]["content"][0]["top_logprobs"]
+            found = {str(item["token"]).strip(): float(item["logprob"]) for item in reversed(first)}
+        except (LookupError, TypeError, ValueError) as error:
+            return Answer(error=f"/v1/chat/completions answered something else than vLLM does: {error!r}")
+        missing = [word for word in judge.choice if word.strip() not in found]
+        if missing:
+            return Answer(error=f"{missing} are not among the {TOP} likeliest first words of the judge's answer")
+        yes, no = (found[word.strip()] for word in judge.choice)
+        return Answer(rows=((yes - no,),))
 
     async def check(self, seconds: float) -> None:
         await self._client.health(seconds)
@@ -181,6 +258,9 @@ class AddressReplica:
 
     async def wake(self, seconds: float) -> None:
         """Nothing: it is not ours."""
+
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        raise ToolError(f"{self._model.name}: it is not ours to exchange its weights")
 
     async def stop(self) -> None:
         await self._client.close()
@@ -270,6 +350,9 @@ class VllmReplica:
         steps = self._model.family == "steps"
         good = [item for item in rendered if "error" not in item]
         left = end - asyncio.get_running_loop().time()
+        if self._model.family == "judge":
+            said = iter(await self._client.said(good, left) if good else ())
+            return [_verdict(how, item, None if "error" in item else next(said)) for item in rendered]
         found = iter(await self._client.outputs([{"input": item["ids"]} for item in good], steps, left) if good else ())
         return [_answer(item, None if "error" in item else next(found)) for item in rendered]
 
@@ -294,6 +377,14 @@ class VllmReplica:
     async def wake(self, seconds: float) -> None:
         if self._config.sleep:
             await self._client.post("/wake_up", None, seconds)
+
+    async def reload(self, model: ServedModel, seconds: float) -> None:
+        assert self._renderer is not None
+        order = {"method": "reload_weights", "kwargs": {"weights_path": model.path}}
+        await self._client.post("/collective_rpc", order, seconds)
+        await self._client.post("/reset_prefix_cache", None, seconds)
+        await self._renderer.call({"reload": model.path}, seconds)
+        self._model = model
 
     async def stop(self) -> None:
         try:
@@ -335,13 +426,17 @@ def arguments(model: ServedModel, config: ServingConfig, port: int, bytes_each: 
     """
     assert model.path is not None
     found = ["serve", model.path, "--served-model-name", model.key, "--host", "127.0.0.1", "--port", str(port)]
-    found += ["--runner", "pooling", "--enforce-eager", "--dtype", config.dtype]
+    # else its log, a file, has a line for each request
+    found += ["--disable-uvicorn-access-log", "--enforce-eager", "--dtype", config.dtype]
     found += ["--max-num-batched-tokens", str(max(config.batch_tokens or BATCH_TOKENS, model.how.max_length))]
     found += ["--max-model-len", str(model.how.max_length)]
-    if model.family == "sequence":
-        found += ["--convert", "classify"]
+    if model.family == "judge":
+        # of two allowed tokens, processed logprobs are those among the two; sampling wishes of the folder do not count
+        found += ["--runner", "generate", "--logprobs-mode", "processed_logprobs", "--generation-config", "vllm"]
+    elif model.family == "sequence":
+        found += ["--runner", "pooling", "--convert", "classify"]
     else:
-        found += ["--pooler-config", '{"task": "token_classify", "use_activation": false}']
+        found += ["--runner", "pooling", "--pooler-config", '{"task": "token_classify", "use_activation": false}']
     if config.gpus:
         share = bytes_each / (config.gpu_memory_gb * GIB)
         found += ["--gpu-memory-utilization", f"{share:.3f}", "--tensor-parallel-size", str(config.tensor_parallel)]
@@ -356,7 +451,9 @@ def _variables(config: ServingConfig, devices: tuple[str, ...]) -> dict[str, str
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     else:
         found |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    if config.sleep:
+        if config.threads is not None:
+            found["OMP_NUM_THREADS"] = str(config.threads)
+    if config.sleep or config.reload:
         found["VLLM_SERVER_DEV_MODE"] = "1"  # unauthenticated control, hence on the loopback
     return found
 
@@ -395,3 +492,17 @@ def _answer(rendered: Mapping[str, Any], found: Any) -> Answer:
     except (TypeError, ValueError):
         return Answer(error="an output that is no number")
     return Answer(rows=outputs, tokens=len(rendered["ids"]), truncated=rendered["truncated"])
+
+
+def _verdict(how: How, rendered: Mapping[str, Any], said: Mapping[str, Any] | None) -> Answer:
+    if said is None:
+        return Answer(error=str(rendered["error"]))
+    tokens, truncated = len(rendered["ids"]), rendered["truncated"]
+    try:
+        if rendered["choice"] is None:
+            return Answer.written(how, said["text"], said["finish_reason"] == "stop", tokens, truncated)
+        found = said["logprobs"]["top_logprobs"][0]
+        first, second = (float(found[f"token_id:{token}"]) for token in rendered["choice"])
+    except (LookupError, TypeError, ValueError) as error:
+        return Answer(error=f"/v1/completions answered something else than vLLM does: {error!r}")
+    return Answer(rows=((first - second,),), tokens=tokens, truncated=truncated)

@@ -15,12 +15,14 @@ Not covered: samples whose prompt holds images or audio; those parts never reach
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from verl_rlar.errors import ConfigError, ToolError, ToolUnavailable
-from verl_rlar.serving.base import Conversation, Golden, How, RewardModelPool, ServedModel
+from verl_rlar.serving.base import Conversation, Family, Golden, How, RewardModelPool, ServedModel
 from verl_rlar.types import Message, Sample, ToolSpec, Verdict
 
+WORDS = 300
+"""Most characters of a judge's answer that are kept as its reason; its end."""
 Locate = Callable[[ToolSpec], str]
 """Gives the folder of the snapshot that a spec names, on this node.
 
@@ -68,7 +70,7 @@ def served_model(spec: ToolSpec, path: str | None = None) -> ServedModel:
             for one in described.get("golden", ())
         )
         family = described.get("family", "sequence")
-        if family not in ("sequence", "steps"):
+        if family not in get_args(Family):
             raise ConfigError(f"no family of models is called {family!r}")
         address = described.get("address")
         return ServedModel(
@@ -131,4 +133,6 @@ class RewardModelRunner:
             raise type(error)(f"{spec.name}: {error}") from None
         details = {"tokens": float(scored.tokens), "truncated": float(scored.truncated)}
         reason = f"raw score {scored.value:.4g}" + (", of a text that was cut" if scored.truncated else "")
+        if scored.words:
+            reason += f": {scored.words[-WORDS:]}"
         return Verdict(value=scored.value, reason=reason, details=details)
