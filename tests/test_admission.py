@@ -41,7 +41,8 @@ from verl_rlar.errors import ConfigError, HubError, HubNotFound, HubUnreachable,
 from verl_rlar.exam import Card, Examination, gather
 from verl_rlar.exam.hall import Hall
 from verl_rlar.hub import Hub
-from verl_rlar.serving import PAIRS, Pool
+from verl_rlar.serving import PAIRS, How, Pair, Pool
+from verl_rlar.serving.judging import Judge
 from verl_rlar.snapshots import Snapshots
 from verl_rlar.tools.reward_model import RewardModelRunner, served_model
 from verl_rlar.types import Kind, ToolSpec
@@ -123,14 +124,26 @@ def test_all_that_speaks_against_a_model_is_said(server: HubServer, place: Path,
     assert [reason.partition(":")[0] for reason in refused.value.reasons] == ["organisation", "licence", "card"]
 
 
-def test_a_judge_that_answers_in_words_is_refused_before_it_is_downloaded(
-    server: HubServer, place: Path, tmp_path: Path
-) -> None:
-    config = json.loads((place / "config.json").read_text()) | {"architectures": ["LlamaForCausalLM"]}
-    (place / "config.json").write_text(json.dumps(config))
-    server.refresh()
-    with Hub(settings(server, tmp_path / "cache").hub) as hub, pytest.raises(ModelRefused, match="answers in words"):
-        vet(BASE, hub)
+@needs_transformers
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_a_language_model_comes_as_a_judge_that_says_yes_or_no(server: HubServer, tmp_path: Path) -> None:
+    from tiny_rewards import judged_talks, teach_judge
+
+    way = How(max_length=512, judge=Judge())
+    folder = teach_judge(tmp_path / "judge", ways=(way,))
+    good, bad = ([one for one, right in judged_talks(seed=1, count=80) if right is wanted] for wanted in (True, False))
+    pairs = [
+        Pair(prompt=better[0].content, good=better[-1].content, bad=worse[-1].content)
+        for better, worse in zip(good, bad, strict=True)
+    ]
+    config = settings(server, tmp_path / "cache")
+    async with Pool(config.serving) as pool:
+        with Hub(config.hub) as hub:
+            brought = await bring(str(folder), hub, pool, config, pairs=pairs)
+    assert brought.served.family == "judge" and brought.probed.sure
+    assert (brought.served.how.judge, brought.served.how.sign) == (Judge(), 1)
+    assert brought.subject.spec.serving is not None and brought.subject.spec.serving["family"] == "judge"
 
 
 def test_a_branch_is_pinned_and_a_commit_stays_what_it_was(server: HubServer, place: Path, tmp_path: Path) -> None:

@@ -235,13 +235,15 @@ def judged_talks(seed: int, count: int) -> list[tuple[Conversation, bool]]:
     return rows
 
 
-def teach_judge(folder: Path) -> Path:
-    """A judge that finds "right" good, and "wrong" bad."""
+def teach_judge(folder: Path, ways: tuple[How, ...] = (PLAIN_JUDGE, RATING_JUDGE)) -> Path:
+    """A judge that finds "right" good, and "wrong" bad, in each of these ways to ask it."""
     path = build(folder, "judge", hidden_size=64)
     wanted: list[tuple[How, Conversation, Any]] = []
     for one, good in judged_talks(seed=0, count=48):
-        wanted.append((PLAIN_JUDGE, one, "yes" if good else "no"))
-        wanted.append((RATING_JUDGE, one, "Rating: 9" if good else "Rating: 2"))
+        for how in ways:
+            assert how.judge is not None
+            rates = how.judge.choice is None
+            wanted.append((how, one, f"Rating: {9 if good else 2}" if rates else "yes" if good else "no"))
     train_tokens(path, wanted)
     return path
 

@@ -16,7 +16,8 @@ the opposite, the exam rejects the tool (`verl_rlar.exam.trial`).
 Guarantees: everything is of one commit, which the tool's target names; what the gate refuses is not downloaded; of a
 card's text, no more than one line of letters and digits gets into a description, in quotes.
 
-Not covered: generative judges (`FAMILIES`); whether the model is any good, which is for the exam.
+Not covered: whether the model is any good, which is for the exam. A language model is asked as a judge for yes or no,
+by the log-odds of the two; a judge with a question or a rating of its own needs a `How` of yours.
 """
 
 from __future__ import annotations
@@ -42,12 +43,18 @@ from verl_rlar.hub import Hub, OnProgress
 from verl_rlar.repository import GIB, NAME, HubModel
 from verl_rlar.serving import GOLDEN_CONVERSATIONS, Golden, How, Pair, Probed, RewardModelPool, ServedModel, probe
 from verl_rlar.serving.base import Conversation, Family, Scored
+from verl_rlar.serving.judging import Judge
 from verl_rlar.serving.probe import MARGIN
 from verl_rlar.snapshots import read_folder
 from verl_rlar.tools.reward_model import serving, target
 from verl_rlar.types import Kind, Scope, ToolSpec
 
-FAMILIES: Mapping[Scoring, Family] = {"one_logit": "sequence", "several_logits": "sequence", "process": "steps"}
+FAMILIES: Mapping[Scoring, Family] = {
+    "one_logit": "sequence",
+    "several_logits": "sequence",
+    "process": "steps",
+    "judge": "judge",
+}
 """How a model is served, by how it scores. What is not here is refused before it is downloaded."""
 ENCODERS = frozenset({"bert", "roberta", "xlm-roberta", "deberta-v2", "electra", "distilbert", "modernbert"})
 """Models that read pairs of texts, unless they have a chat template."""
@@ -353,6 +360,7 @@ def _default(vetted: Vetted) -> How:
     known = [length for length in lengths if type(length) is int and length >= 8]
     two = vetted.report.labels == 2 and _is_a_question(config)
     return How(
+        judge=Judge() if vetted.family == "judge" else None,
         form="chat" if template else "pair" if encoder and vetted.family == "sequence" else "plain",
         max_length=min(MOST_TOKENS, *known),
         head=int(two),
