@@ -453,7 +453,7 @@ async def test_what_is_new_is_ready_before_what_left_is_stopped_and_under_load_n
         await until(lambda: not runs(old))
         with pytest.raises(ToolUnavailable):
             await pool.score(qwen, [talk("x")], 60)
-        assert [replica.model for replica in pool.replicas()] == [other.name]
+        await until(lambda: [replica.model for replica in pool.replicas()] == [other.name])
 
 
 async def test_where_there_is_no_room_for_both_the_old_one_makes_it(qwen: ServedModel, other: ServedModel) -> None:
