@@ -19,7 +19,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("dispatcher",),
     ("planning",),
     ("exam", "life", "inbox", "agents"),
-    ("shadow", "export", "replay", "nodes", "fleet"),
+    ("shadow", "export", "replay", "report", "nodes", "fleet"),
     ("service",),
     ("cpu", "plugin", "trainer", "colocated", "reward_manager", "cli", "__main__"),
 )
@@ -35,6 +35,7 @@ ONLY_IN = {
     "omegaconf": {"plugin.py"},
     "hydra": {"plugin.py"},
     "huggingface_hub": {"hub.py"},
+    "jinja2": {"report"},
 }
 
 

@@ -22,7 +22,7 @@ PAIRS = 200
 FALL = 0.05
 """By how much a reward has fallen."""
 LEAST = 32
-"""Responses of a task in a quarter from which on it counts."""
+"""Responses, of a split or of a task, in a quarter from which on it counts."""
 LEVELS = ("bad", "warn", "note")
 
 
@@ -86,6 +86,8 @@ def _of_curves(split: str, curves: Mapping[str, Any], say: Any) -> None:
         return sum(part[at] for at in last) / max(1, sum(whole[at] for at in last))
 
     n = curves["all"]["n"]
+    if sum(n[at] for at in last) < LEAST:
+        return
     unscored = [a + b for a, b in zip(outcomes["failed"], outcomes["abstained"], strict=True)]
     if (seen := share(unscored, n)) > UNSCORED:
         limit = ScoringConfig().max_unscored
@@ -99,7 +101,7 @@ def _of_curves(split: str, curves: Mapping[str, Any], say: Any) -> None:
         text = f"in {seen:.0%} of the groups {since} all responses got the same: GRPO learns nothing from them."
         say("warn", "Groups without variance", text, tag="flat")
     if curves["uncovered"]:
-        text = f"{curves['uncovered']:,} responses went to no tool, or to the fallback. `rlar plan` says which rows."
+        text = f"{curves['uncovered']:,} responses had no tool. `rlar plan` says which rows."
         say("note", f"Queries that no tool fits{where}", text)
     for task in curves["tasks"]:
         of_first, of_last = _mean(task, first), _mean(task, last)

@@ -11,6 +11,7 @@ again (a service that was killed), those moments count a little more.
 
 from __future__ import annotations
 
+import heapq
 import json
 import random
 import sqlite3
@@ -100,8 +101,9 @@ class Reading:
         """Rows with their parts and their kind of query: all, or `ROWS` of them, spread evenly over the training."""
         sql = (
             "SELECT scores.split, scores.step, attempt, uid, session, scores.query, data_source, route, outcome, "
-            "value, scores.parts, response, scores.seconds, scores.reason, routes.kind AS kind, "
-            "routes.covered AS covered FROM scores LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
+            "value, scores.parts, response, scores.seconds, scores.reason, "
+            "routes.kind AS kind, routes.covered AS covered "
+            "FROM scores LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
             "AND routes.query = scores.query WHERE scores.rowid BETWEEN ? AND ?"
         )
         first, last = self.db.execute("SELECT MIN(rowid), MAX(rowid) FROM scores").fetchone()
@@ -116,9 +118,9 @@ class Reading:
                 if self.chosen.get((row["split"], row["step"])) == row["attempt"]:
                     yield row
 
-    def some(self, found: list[Any], most: int) -> list[Any]:
-        """At most so many of a list, drawn."""
-        return found if len(found) <= most else self.dice.sample(found, most)
+    def some(self, found: Iterable[Group], most: int) -> list[Group]:
+        """At most so many groups, drawn by their ids: those that were drawn stay so while others come."""
+        return heapq.nsmallest(most, found, key=lambda group: (zlib.crc32(f"{SEED} {group}".encode()), group))
 
     def responses(self, groups: Iterable[Group]) -> dict[Group, list[sqlite3.Row]]:
         """All rows of some groups, in the order of the sessions."""

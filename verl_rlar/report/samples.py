@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import zip_longest
 from typing import Any
 
 from verl_rlar.report.reading import Group, Reading, cut, parts_of, rounded
@@ -43,7 +44,7 @@ CONDITIONS: Mapping[str, str] = {
 def samples(
     reading: Reading, marks: Mapping[str, Mapping[Group, float]], *, groups: int = GROUPS, texts: bool = True
 ) -> list[dict[str, Any]]:
-    """The groups, in the order of their steps.
+    """The groups, with their ``rank``: what is worth a look first.
 
     Args:
         reading: The ledger.
@@ -64,15 +65,12 @@ def samples(
                 continue
             made = _group(rows[group], shadows[group], bodies)
             made["tags"] = sorted(_tags(rows[group]) | {tag for tag in marks if group in marks[tag]})
+            made["rank"] = len(found)
             left -= len(json.dumps(made, ensure_ascii=True))
             if left < 0:
-                return _ordered(found)
+                return found
             found.append(made)
-    return _ordered(found)
-
-
-def _ordered(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(found, key=lambda group: (group["split"] != "train", group["step"], group["uid"]))
+    return found
 
 
 def _chosen(reading: Reading, marks: Mapping[str, Mapping[Group, float]], most: int) -> list[Group]:
@@ -86,7 +84,7 @@ def _chosen(reading: Reading, marks: Mapping[str, Mapping[Group, float]], most: 
         of_all = [((attempt, uid), recent) for attempt, uid, recent in reading.db.execute(sql)]
         recent = reading.some([group for group, is_recent in of_all if is_recent], share)
         drawn = reading.some([group for group, _ in of_all], share)
-        queues.append([group for pair in zip(recent, drawn, strict=False) for group in pair] or drawn)
+        queues.append([group for pair in zip_longest(recent, drawn) for group in pair if group is not None])
     for marked in marks.values():
         queues.append(sorted(marked, key=lambda group: (-marked[group], group))[:share])
     found: dict[Group, None] = {}
