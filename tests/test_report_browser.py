@@ -327,6 +327,7 @@ def test_a_live_page_keeps_up_and_does_not_disturb_who_reads(opened: Opened, tmp
         assert page.evaluate("document.activeElement.getAttribute('data-key')") == chosen
         assert page.locator("dl.facts dd", has_text="253").count() == 1
         page.get_by_label("Words").focus()
+        page.keyboard.press("End")
         page.keyboard.type(" o")
         one_more(ledger, "later")
         page.locator("#state", has_text="254 responses").wait_for()
