@@ -18,7 +18,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize(
     "command",
-    ["routing.py", "calibration.py", "exam.py --no-boxes", *(f"rules.py --only {section}" for section in SECTIONS)],
+    [
+        "routing.py",
+        "calibration.py",
+        "exam.py --no-boxes",
+        "report.py --rows 20000",
+        *(f"rules.py --only {section}" for section in SECTIONS),
+    ],
 )
 def test_a_benchmark_reaches_its_goals(command: str) -> None:
     if "ifeval" in command:

@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("planning",),
     ("exam", "life", "metrics", "inbox", "agents"),
     ("admission",),
-    ("shadow", "export", "replay", "nodes", "fleet"),
+    ("shadow", "export", "replay", "report", "nodes", "fleet"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
 )
@@ -38,7 +38,7 @@ ONLY_IN = {
     "hydra": {"plugin.py"},
     "huggingface_hub": {"hub.py"},
     "smolagents": {"agents"},
-    "jinja2": {"agents"},
+    "jinja2": {"agents", "report"},
 }
 
 

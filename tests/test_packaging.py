@@ -32,6 +32,8 @@ def test_the_wheel_holds_the_package_the_hydra_files_and_nothing_else(wheel: Pat
     assert len(configs) == 3 and configs <= names
     assert "verl_rlar/py.typed" in names
     assert {f"verl_rlar/agents/prompts/{p.name}" for p in ROOT.glob("verl_rlar/agents/prompts/*.md")} <= names
+    page = ("template.html.j2", "report.css", "charts.js", "report.js")
+    assert {f"verl_rlar/report/{name}" for name in page} <= names
     sandbox = {f"verl_rlar/sandbox/{name}" for name in ("Dockerfile", "requirements.txt", "seccomp.json")}
     assert sandbox <= names and "verl_rlar/sandbox/inside/worker.py" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"verl_rlar"}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `rlar` command: scores responses, plans data sets, examines, compares and replays tools, without verl or Ray;
-checks the place where code runs that nobody has read; shows a run's library of tools, and changes it; finds reward
-models on the hub, and fetches them.
+checks the place where code runs that nobody has read; shows a run's library of tools, and changes it; makes a report of
+a run; finds reward models on the hub, and fetches them.
 
 Guarantees: with ``--json`` every line of standard output is one JSON object, in ASCII, and nothing else stands there;
 counts, faults and progress go to standard error. What a file says is never interpreted: control characters and markup
@@ -11,7 +11,9 @@ model is refused; 2 the command, a setting, the file or the hub is wrong; 130 Ct
 processes have been ended); 141 the reader of the output is gone.
 """
 
-from verl_rlar.cli import diff, doctor, exam, fetch, plan, rescore, score, scout, tools
+from verl_rlar.cli import diff, doctor, exam, fetch, plan, report, rescore, score, scout, tools
 from verl_rlar.cli.app import app, main, visible
 
-__all__ = ["app", "diff", "doctor", "exam", "fetch", "main", "plan", "rescore", "score", "scout", "tools", "visible"]
+__all__ = [
+    "app", "diff", "doctor", "exam", "fetch", "main", "plan", "report", "rescore", "score", "scout", "tools", "visible"
+]  # fmt: skip

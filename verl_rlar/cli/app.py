@@ -82,6 +82,7 @@ def rlar(
       rlar scout "en-fr translation"
       rlar fetch OWNER/NAME@COMMIT
       rlar tools ls
+      rlar report checkpoints/run
       rlar rescore checkpoints/run --steps 40..60 --tool unit_price.py
       rlar diff final_answer unit_price.py --data train.parquet
     """
