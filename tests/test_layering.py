@@ -11,10 +11,22 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "errors", "config", "calibration"),
-    ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
+    ("__init__", "types", "errors", "config", "calibration", "mixture"),
+    (
+        "rows",
+        "row_files",
+        "streams",
+        "features",
+        "clusters",
+        "ledger",
+        "sandbox",
+        "serving",
+        "repository",
+        "hub",
+        "gate",
+    ),
     ("tools",),
-    ("library", "scoring", "trusted"),
+    ("library", "scoring", "trusted", "competence"),
     ("router",),
     ("dispatcher",),
     ("planning",),
