@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is known of how well each live tool tells right from wrong, by kind of query and cluster.
 
-`Competence` is a value: what the router needs to know of a snapshot, and all of it. It is made of the exams' cards
-(`of_card`), of what trusted tools are taken for without one (`TRUSTED`), and of labelled answers that several tools
-have scored (`read_labelled`), from which mixtures are learned. `Competence.believe` makes a belief of it: a Beta
-posterior over the share of prompts on which the tool puts a right answer above a wrong one; the cluster's evidence
-counts on top of its kind's, of which at most `FROM_KIND` prompts do.
+`Competence` is a value: what the router needs to know of a snapshot, and all of it. `gather` makes it of the exams'
+cards, and of labelled answers that several tools have scored, which tell of clusters, and from which mixtures are
+learned. `Competence.believe` makes a belief of it: a Beta posterior over the share of prompts on which the tool puts a
+right answer above a wrong one; the cluster's evidence counts on top of its kind's, of which at most `FROM_KIND` prompts
+do. Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
@@ -23,12 +23,13 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl_rlar.calibration import rank_accuracy
 from verl_rlar.errors import DataError, LibraryError
 from verl_rlar.library import write_whole
 from verl_rlar.mixture import Choice, adapt, learn
@@ -258,47 +259,97 @@ def read_labelled(path: Path) -> tuple[Labelled, ...]:
     return tuple(found)
 
 
-def blends_of(labelled: Sequence[Labelled], tools: Iterable[ToolSpec]) -> list[Blend]:
-    """The mixtures of reward models that pay, by kind and cluster: their gain over the best single one is more than 0
-    on prompts that were held out.
+def gather(
+    tools: Sequence[ToolSpec],
+    cards: Mapping[str, Mapping[str, Any]],
+    labelled: Sequence[Labelled] = (),
+) -> Competence:
+    """What is known of tools.
 
     Args:
-        labelled: By digest or name of the tools.
-        tools: The live ones. Rules and verifiers are no part of a mixture: what they say is not an opinion.
+        tools: The live ones.
+        cards: The exams' cards, by digest, of those that were examined.
+        labelled: Labelled answers with values of some of them, by digest or name. They are evidence of clusters, of
+            kinds that no card speaks of, and for mixtures of reward models. One that is weak by itself may be a part
+            of a mixture: it has weight only as far as it knows what the others do not.
     """
-    models = [tool for tool in tools if tool.kind == "reward_model" and not tool.gate]
-    found = []
-    by_kind: dict[Kind, list[Choice]] = defaultdict(list)
+    records: list[Record] = []
+    refused: list[tuple[str, Kind]] = []
+    for digest, card in cards.items():
+        measured, not_tried = of_card(card, digest)
+        records += measured
+        refused += not_tried
+    choices: dict[Kind, list[Choice]] = defaultdict(list)
     for one in labelled:
-        by_kind[one.kind].append(one.choice)
-    for kind, named in by_kind.items():
-        present = {name for choice in named for values in choice.values for name in values}
-        pool = [tool for tool in models if kind in tool.scope.kinds and present & {tool.digest, tool.name}]
-        choices = [_by_digest(choice, pool) for choice in named]
-        digests = [tool.digest for tool in pool]
-        made = learn(choices, digests)
-        if made is None or made.gain_low <= 0 or len(made.weights) < 2:
-            continue
-        by_cluster: dict[str, list[Choice]] = defaultdict(list)
-        for choice in choices:
-            by_cluster[choice.cluster].append(choice)
-        weights = {"": (made.weights, made.prompts)}
-        for cluster, members in sorted(by_cluster.items()):
-            if cluster and (own := adapt(members, made, digests)):
-                weights[cluster] = own, len(members)
-        for cluster, (own, prompts) in weights.items():
-            found.append(
-                Blend(
-                    kind=kind,
-                    cluster=cluster,
-                    weights=own,
-                    prompts=prompts,
-                    accuracy=made.accuracy,
-                    best=made.best_accuracy,
-                    gain_low=made.gain_low,
-                )
-            )
-    return found
+        pool = [tool for tool in tools if one.kind in tool.scope.kinds and not tool.gate]
+        choices[one.kind].append(_by_digest(one.choice, pool))
+    carded = {(record.digest, record.kind) for record in records}
+    for kind, named in choices.items():
+        counted = _counted(kind, named)
+        records += [one for one in counted if one.cluster or (one.digest, kind) not in carded]
+    known = Competence(records=tuple(records), refused=tuple(refused))
+    blends = [
+        blend
+        for kind, named in choices.items()
+        for blend in _blends(
+            kind,
+            named,
+            [
+                tool
+                for tool in tools
+                if tool.kind == "reward_model"  # what rules and verifiers say is not an opinion
+                and not known.refuses(tool.digest, kind)
+                and any(tool.digest in values for choice in named for values in choice.values)
+            ],
+        )
+    ]
+    return Competence(records=known.records, refused=known.refused, blends=tuple(blends))
+
+
+def _counted(kind: Kind, choices: Sequence[Choice]) -> list[Record]:
+    """How often each tool puts a right answer above a wrong one, of all prompts and in each cluster. Ties: half."""
+    shares: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for choice in choices:
+        answers = list(zip(choice.values, choice.right, strict=True))
+        for digest in {digest for values in choice.values for digest in values}:
+            good = [values[digest] for values, right in answers if right and digest in values]
+            bad = [values[digest] for values, right in answers if not right and digest in values]
+            if good and bad:
+                share = rank_accuracy(good, bad)
+                for cluster in {"", choice.cluster}:
+                    shares[digest, cluster].append(share)
+    return [
+        Record(digest=digest, kind=kind, cluster=cluster, prompts=float(len(found)), right=sum(found))
+        for (digest, cluster), found in sorted(shares.items())
+    ]
+
+
+def _blends(kind: Kind, choices: Sequence[Choice], pool: Sequence[ToolSpec]) -> list[Blend]:
+    """The mixture of a kind and those of its clusters, if mixing pays: if its gain over the best single tool is more
+    than 0 on prompts that were held out."""
+    digests = [tool.digest for tool in pool]
+    made = learn(choices, digests)
+    if made is None or made.gain_low <= 0 or len(made.weights) < 2:
+        return []
+    by_cluster: dict[str, list[Choice]] = defaultdict(list)
+    for choice in choices:
+        by_cluster[choice.cluster].append(choice)
+    weights = {"": (made.weights, made.prompts)}
+    for cluster, members in sorted(by_cluster.items()):
+        if cluster and (own := adapt(members, made, digests)):
+            weights[cluster] = own, len(members)
+    return [
+        Blend(
+            kind=kind,
+            cluster=cluster,
+            weights=own,
+            prompts=prompts,
+            accuracy=made.accuracy,
+            best=made.best_accuracy,
+            gain_low=made.gain_low,
+        )
+        for cluster, (own, prompts) in weights.items()
+    ]
 
 
 def _by_digest(choice: Choice, pool: Sequence[ToolSpec]) -> Choice:
@@ -314,7 +365,7 @@ class Store:
 
     Args:
         card_of: A tool's digest -> its exam's card, or None.
-        labelled: Labelled answers for mixtures.
+        labelled: Labelled answers; see `gather`.
         folder: Where it is kept for the next start; None: nowhere.
     """
 
@@ -346,16 +397,9 @@ class Store:
         return known
 
     def _make(self, snapshot: Snapshot) -> Competence:
-        records: list[Record] = []
-        refused: list[tuple[str, Kind]] = []
-        for tool in snapshot.tools:
-            card = self._card_of(tool.digest)
-            if card is not None:
-                measured, not_tried = of_card(card, tool.digest)
-                records += measured
-                refused += not_tried
-        blends = blends_of(self._labelled, snapshot.tools)
-        return Competence(records=tuple(records), refused=tuple(refused), blends=tuple(blends))
+        cards = {tool.digest: self._card_of(tool.digest) for tool in snapshot.tools}
+        examined = {digest: card for digest, card in cards.items() if card is not None}
+        return gather(snapshot.tools, examined, self._labelled)
 
     def _kept(self, version: str) -> Competence | None:
         if self._folder is None:

@@ -171,6 +171,7 @@ def _choose(
 ) -> _Chosen | None:
     """Who scores a query as one of a kind; None if nobody can. Why a fitting tool cannot is added to `rejected`."""
     candidates: list[_Candidate] = []
+    weak: list[_Candidate] = []
     for place, tool in enumerate(snapshot.tools):
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
@@ -183,6 +184,7 @@ def _choose(
             rejected.append(f"{tool.name} was not tried enough on {kind.value}")
         elif belief.known and belief.low < config.least:
             rejected.append(f"{tool.name} is too weak: {belief.low:.3f} at least, {belief.source}")
+            weak.append(_Candidate(tool, belief, place))
         else:
             candidates.append(_Candidate(tool, belief, place))
     if not candidates:
@@ -190,13 +192,13 @@ def _choose(
     models = [one for one in candidates if one.tool.kind == "reward_model"]
     checks = [one for one in candidates if one.tool.kind != "reward_model"]
     if not checks:
-        return _of_models(models, kind, config, cluster, competence)
+        return _of_models(models, weak, kind, config, cluster, competence)
     check = _best(checks, config.alike)
     if models:
         model = _best(models, config.alike)
         if kind is Kind.OPEN or model.belief.low > check.belief.high:
             if model.belief.low > check.belief.low:
-                chosen = _of_models(models, kind, config, cluster, competence)
+                chosen = _of_models(models, weak, kind, config, cluster, competence)
                 return _Chosen(chosen.parts, f"{chosen.reason}, above {check.said}")
         elif config.beside > 0:
             parts = _part(check.tool), replace(_part(model.tool), weight=config.beside)
@@ -212,11 +214,17 @@ def _best(candidates: Sequence[_Candidate], alike: float) -> _Candidate:
 
 
 def _of_models(
-    models: Sequence[_Candidate], kind: Kind, config: RoutingConfig, cluster: str, competence: Competence
+    models: Sequence[_Candidate],
+    weak: Sequence[_Candidate],
+    kind: Kind,
+    config: RoutingConfig,
+    cluster: str,
+    competence: Competence,
 ) -> _Chosen:
+    """One reward model, or the mixture that pays; in a mixture, one that is weak by itself may have its part."""
     blend = competence.blend(kind, cluster) if config.mixtures else None
     if blend is not None:
-        by_digest = {one.tool.digest: one.tool for one in models}
+        by_digest = {one.tool.digest: one.tool for one in (*models, *weak)}
         if all(digest in by_digest for digest, _ in blend.weights):
             parts = tuple(
                 replace(_part(by_digest[digest]), weight=weight, odds=True) for digest, weight in blend.weights
