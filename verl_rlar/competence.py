@@ -410,9 +410,7 @@ class Store:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise LibraryError(
-                f"{path} cannot be read ({error}); delete it, and it is made again of the cards"
-            ) from error
+            raise LibraryError(f"{path} is damaged ({error}); deleted, it is made again of the cards") from error
 
     def _keep(self, version: str, known: Competence) -> None:
         if self._folder is None:
