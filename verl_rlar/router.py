@@ -33,7 +33,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import NOTHING, Belief, Competence
@@ -41,6 +41,11 @@ from verl_rlar.config import PartConfig, RouteConfig, RoutingConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
+
+MEMO = 10_000
+"""Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
+REJECTED = 3
+"""Most tools whose rejection a reason explains."""
 
 
 class Router(Protocol):
@@ -67,6 +72,7 @@ class FeatureRouter:
         self._config = config
         self._competence = competence
         self._clusters = clusters
+        self._memo: dict[tuple[Any, ...], _Chosen] = {}
 
     def check(self, snapshot: Snapshot) -> None:
         """Raises `ConfigError` if the settings name a tool that is not in the snapshot."""
@@ -91,6 +97,7 @@ class FeatureRouter:
             features=features,
             cluster=cluster,
             competence=self._competence(snapshot),
+            memo=self._memo,
         )
 
 
@@ -103,6 +110,7 @@ def decide(
     features: Features | None = None,
     cluster: str = "",
     competence: Competence = NOTHING,
+    memo: dict[tuple[Any, ...], _Chosen] | None = None,
 ) -> Route:
     """The route of a query; see the module. The same arguments give the same route.
 
@@ -114,6 +122,7 @@ def decide(
         features: `verl_rlar.features.describe` of the query. None: it is done here.
         cluster: Id of the query's cluster; empty: evidence is by kind alone.
         competence: What is known of these tools.
+        memo: What was chosen for other queries under the same settings, to be looked up and added to.
     """
     features = describe(query) if features is None else features
     for name, declared in config.routes.items():
@@ -125,12 +134,14 @@ def decide(
             and (route := _declared(name, declared, query, features.kind, snapshot))
         ):
             return replace(route, cluster=cluster)
-    gates = [tool for tool in snapshot.tools if tool.gate and tool.name in features.gates]
+    gates = [tool for tool in snapshot.tools if tool.gate and tool.name in features.gates] if features.gates else []
     rejected: list[str] = []
     for kind, evidence in features.kinds:
-        if chosen := _choose(kind, query, snapshot, config, cluster, competence, rejected):
+        chosen = _choose(kind, query, snapshot, config, cluster, competence, {} if memo is None else memo)
+        if chosen.parts:
             reason = f"{kind.value}: {evidence}; {chosen.reason}"
             return _route(chosen.parts, gates, snapshot, cluster, kind=kind, covered=True, reason=reason)
+        rejected += [chosen.reason] if chosen.reason else []
     kind, evidence = features.kinds[0]
     reason = f"uncovered: no tool for {kind.value} ({evidence})" + "".join(f"; {why}" for why in rejected)
     fallback = next((tool for tool in snapshot.tools if tool.name == config.fallback), None)
@@ -145,6 +156,8 @@ def decide(
 
 @dataclass(frozen=True)
 class _Chosen:
+    """Who scores queries of a kind, and why; no parts: nobody can."""
+
     parts: tuple[RoutePart, ...]
     reason: str
 
@@ -167,11 +180,24 @@ def _choose(
     config: RoutingConfig,
     cluster: str,
     competence: Competence,
-    rejected: list[str],
-) -> _Chosen | None:
-    """Who scores a query as one of a kind; None if nobody can. Why a fitting tool cannot is added to `rejected`."""
+    memo: dict[tuple[Any, ...], _Chosen],
+) -> _Chosen:
+    """Who scores a query as one of a kind. Of the query, only whether it has a reference matters (`ToolSpec.fits`)."""
+    key = (snapshot.version, competence.version, kind, cluster, bool(query.reference))
+    chosen = memo.get(key)
+    if chosen is None:
+        if len(memo) >= MEMO:
+            memo.clear()
+        chosen = memo[key] = _compare(kind, query, snapshot, config, cluster, competence)
+    return chosen
+
+
+def _compare(
+    kind: Kind, query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
+) -> _Chosen:
     candidates: list[_Candidate] = []
     weak: list[_Candidate] = []
+    rejected: list[str] = []
     for place, tool in enumerate(snapshot.tools):
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
@@ -188,7 +214,7 @@ def _choose(
         else:
             candidates.append(_Candidate(tool, belief, place))
     if not candidates:
-        return None
+        return _Chosen((), "; ".join(rejected[:REJECTED]))
     models = [one for one in candidates if one.tool.kind == "reward_model"]
     checks = [one for one in candidates if one.tool.kind != "reward_model"]
     if not checks:
