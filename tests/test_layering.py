@@ -11,11 +11,11 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "errors", "config", "calibration"),
+    ("__init__", "types", "errors", "config", "calibration", "mixture"),
     ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
-    ("card_examples", "snapshots"),
+    ("clusters", "card_examples", "snapshots"),
     ("tools",),
-    ("library", "scoring", "trusted"),
+    ("library", "scoring", "trusted", "competence"),
     ("router",),
     ("dispatcher",),
     ("planning",),

@@ -82,6 +82,9 @@ class RouteConfig(Section):
     """Kinds of query that it is for. Empty: all."""
     columns: tuple[str, ...] = ()
     """Columns of `extra_info` that a row must have."""
+    clusters: tuple[str, ...] = ()
+    """Clusters of queries that it is for, by their ids in the library's ``clusters.jsonl``, or by what these ids begin
+    with. Empty: all."""
     split: Literal["train", "val"] | None = None
     """Only in training or only in validation. None: in both."""
     parts: tuple[PartConfig, ...] = Field(min_length=1)
@@ -97,7 +100,22 @@ class RouteConfig(Section):
 
 class RoutingConfig(Section):
     prefer: dict[Kind, str | None] = dict.fromkeys(Kind)
-    """Tool to take for a kind of query, where several fit. None: the first in the library."""
+    """Tool to take for a kind of query, where several fit. None: the one that evidence is for, see
+    `verl_rlar.competence`; where it speaks for none, the first in the library."""
+    forbid: tuple[str, ...] = ()
+    """Tools that are never taken, but by a route of your own."""
+    least: float = Field(default=0.5, ge=0, le=1)
+    """What an examined tool must reach at the lower end of what its evidence says: the share of queries on which it
+    puts a right answer above a wrong one; 0.5 is chance. With less, it counts as if it were not there."""
+    alike: float = Field(default=0.005, ge=0, le=1)
+    """Tools whose lower ends differ by no more than this are alike; then the cheaper one is taken, then the faster."""
+    beside: float = Field(default=0.0, ge=0)
+    """Weight of the best reward model beside the verifier (which has 1), for queries that can be verified."""
+    mixtures: bool = True
+    """Whether several reward models score a query together where labelled answers show that this pays."""
+    labelled: str | None = None
+    """File of labelled answers with the tools' values, from which mixtures are learned, in the form of
+    `verl_rlar.competence.read_labelled`. None: there is none."""
     fallback: str | None = None
     """Tool for queries that no tool fits. None: their responses stay unscored."""
     routes: dict[str, RouteConfig] = {}

@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import TracebackType
 
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import NOTHING, Competence
 from verl_rlar.config import RlarConfig
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.scoring import Scorer
@@ -32,18 +34,23 @@ class Dispatcher:
         snapshot: The live tools; None: the built-in ones and the user's own, without those that need a sandbox if there
             is to be none.
         sources: Source text of every verifier among them, by `ToolSpec.source_sha256`.
+        competence: What is known of these tools; see `verl_rlar.competence`.
 
     Raises:
         ConfigError: The settings name a tool that is not live, or one of the user's own cannot be used.
     """
 
     def __init__(
-        self, config: RlarConfig, snapshot: Snapshot | None = None, sources: Mapping[str, str] | None = None
+        self,
+        config: RlarConfig,
+        snapshot: Snapshot | None = None,
+        sources: Mapping[str, str] | None = None,
+        competence: Competence = NOTHING,
     ) -> None:
         self.snapshot = trusted_snapshot(config) if snapshot is None else snapshot
         self.at_once = config.rules.processes
         """How many samples to score at the same time: with more, some would spend their deadline in the queue."""
-        router = FeatureRouter(config.routing)
+        router = FeatureRouter(config.routing, lambda snapshot: competence, Clusters())
         router.check(self.snapshot)
         self._config = config
         self._routes = RouteCache(router, size=10_000)

@@ -30,7 +30,7 @@ from typing import Any
 from verl_rlar.errors import LedgerError
 from verl_rlar.types import Kind, Query, Route, RoutePart, Sample, Score, Snapshot, Split, ToolScore, content_hash
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "ledger.sqlite"
 
 _FIRST = """
@@ -75,6 +75,8 @@ CREATE TABLE canaries (
 """What it has otherwise. ``scores`` and ``texts`` have row ids, so that those of a step lie together, to be read and to
 be dropped. ``scores_by_step`` holds all that a curve over steps is made of: of a million rows, the table itself takes
 many seconds to read."""
+_THIRD = "ALTER TABLE routes ADD COLUMN cluster TEXT NOT NULL DEFAULT ''"
+"""What version 3 has beside that: the cluster of a route's query; empty in what was decided before."""
 _PAGE_BYTES = 8192
 """Size of a page of a new file; with larger ones less is read apart, with smaller ones less is written twice."""
 
@@ -96,7 +98,8 @@ INSERT INTO routes
 DROP TABLE old_scores;
 DROP TABLE old_texts;
 DROP TABLE old_routes;
-"""
+""",
+    2: _THIRD,
 }
 """By version, what brings a file of it to the next one."""
 
@@ -179,7 +182,7 @@ class Ledger:
         if version not in (0, *_MIGRATIONS):
             _check_version(self.path, version)
             return
-        made = [_FIRST, _SECOND] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
+        made = [_FIRST, _SECOND, _THIRD] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
         for statement in ";".join(made).split(";"):
             self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -209,9 +212,10 @@ class Ledger:
             parts,
             route.reason,
             time.time(),
+            route.cluster,
         )
         with _explained(self.path), self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("INSERT OR IGNORE INTO routes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
             if self._store_texts:
                 self._add_text(query.key, query_text(query))
 
@@ -336,17 +340,17 @@ def _of_tool(step: int, score: ToolScore) -> tuple[Any, ...]:
 def stored_route(db: sqlite3.Connection, snapshot: str, split: str, query: str) -> Route | None:
     """The route that was decided for a query (its key) on a snapshot (its version), or None."""
     row = db.execute(
-        "SELECT kind, covered, parts, reason FROM routes WHERE snapshot = ? AND split = ? AND query = ?",
+        "SELECT kind, covered, parts, reason, cluster FROM routes WHERE snapshot = ? AND split = ? AND query = ?",
         (snapshot, split, query),
     ).fetchone()
     if row is None:
         return None
-    kind, covered, parts, reason = row
+    kind, covered, parts, reason, cluster = row
     made = tuple(
         RoutePart(**{**part, "schedule": tuple((step, weight) for step, weight in part.get("schedule", ()))})
         for part in json.loads(parts)
     )
-    return Route(parts=made, reason=reason, kind=Kind(kind), covered=bool(covered), snapshot=snapshot)
+    return Route(parts=made, reason=reason, kind=Kind(kind), covered=bool(covered), snapshot=snapshot, cluster=cluster)
 
 
 def query_text(query: Query) -> str:

@@ -1,32 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tools score a query, decided from the query's own features.
+"""Which tools score a query, decided by evidence on queries like it.
 
-`Router` is the seam: one method, from a query and a snapshot to a route. `FeatureRouter` is the first one: it needs no
-LLM and no evidence. A route that the settings declare (`rlar.routing.routes`) and whose conditions the query meets
-comes first; else it is the first live tool whose scope covers the most specific kind of check that the row makes
-possible.
+`Router` is the seam: one method, from a query and a snapshot to a route. `decide` is the decision itself, a function of
+nothing but what it is given: the query's features and cluster, the snapshot, what is known of its tools
+(`verl_rlar.competence`), and the settings. `FeatureRouter` hands it these. In this order:
+
+1. A route that the settings declare (`rlar.routing.routes`) and whose conditions the query meets.
+2. For the most specific kind of check that the row makes possible and that a competent tool is there for, the tool
+   whose expected accuracy on such queries has the highest lower end; of alike ones the cheaper, then the faster, then
+   the first in the library. A tool that `rlar.routing.prefer` names comes before all others.
+3. A verifiable query goes to a rule or a verifier. A reward model may stand beside it (`rlar.routing.beside`), and
+   takes its place only if it is better beyond doubt: the lower end of the one above the upper end of the other.
+4. Where reward models decide, and labelled answers have shown that several of them together rank better than the best
+   one, they score together, by learned weights.
+
 `RouteCache` makes any router decide once per (snapshot, split, query), with all callers waiting for that decision.
 
-Guarantees: a route is a function of the query, the snapshot and the split (training or validation), never of a
-response, a step or a data set's name (I2); weights may depend on the step, and stand in the route as a schedule. A
-query that no tool fits gets an explicit uncovered route, with the reason. Which of several tools applies is decided
-here, by their scopes: a tool that abstains from a response later on makes it unscored, as another tool in its place
-would put two rulers into one group.
+Guarantees: a route is a function of the query, its cluster, the snapshot and what was known of it when it was first
+used, and the split (training or validation), never of a response, a step or a data set's name (I2); weights may depend
+on the step, and stand in the route as a schedule. The reason says which figures decided. A query that no competent tool
+fits gets an explicit uncovered route, with the reason. Which of several tools applies is decided here, by their scopes:
+a tool that abstains from a response later on makes it unscored, as another tool in its place would put two rulers into
+one group.
 
-Not covered: tools are not compared by evidence; a second kind of check of a row (constraints on a math question) is
-reported by `rlar plan` but not scored unless a declared route says so.
+Not covered: a second kind of check of a row (constraints on a math question) is reported by `rlar plan` but not scored
+unless a declared route says so. Tools without a card are trusted by what they are, see `competence.TRUSTED`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import NOTHING, Belief, Competence
 from verl_rlar.config import PartConfig, RouteConfig, RoutingConfig
 from verl_rlar.errors import ConfigError
-from verl_rlar.features import describe
+from verl_rlar.features import Features, describe
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
+
+MEMO = 10_000
+"""Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
+REJECTED = 3
+"""Most tools whose rejection a reason explains."""
 
 
 class Router(Protocol):
@@ -36,15 +55,30 @@ class Router(Protocol):
 
 
 class FeatureRouter:
-    """Routes by what the settings declare, else by what the row makes checkable."""
+    """Decides by features, cluster and evidence; see the module.
 
-    def __init__(self, config: RoutingConfig) -> None:
+    Args:
+        config: The settings.
+        competence: What is known of a snapshot's tools.
+        clusters: Where clusters are kept. None: they are not, and evidence is by kind alone.
+    """
+
+    def __init__(
+        self,
+        config: RoutingConfig,
+        competence: Callable[[Snapshot], Competence] = lambda snapshot: NOTHING,
+        clusters: Clusters | None = None,
+    ) -> None:
         self._config = config
+        self._competence = competence
+        self._clusters = clusters
+        self._memo: dict[tuple[Any, ...], _Chosen] = {}
 
     def check(self, snapshot: Snapshot) -> None:
         """Raises `ConfigError` if the settings name a tool that is not in the snapshot."""
         named = [("fallback", self._config.fallback)]
         named += [(f"prefer.{kind.value}", name) for kind, name in self._config.prefer.items()]
+        named += [("forbid", name) for name in self._config.forbid]
         for label, declared in self._config.routes.items():
             named += [(f"routes.{label}", name) for part in declared.parts for name in _names(part)]
         for label, name in named:
@@ -54,37 +88,213 @@ class FeatureRouter:
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         features = describe(query)
-        for name, declared in self._config.routes.items():
-            if (
-                declared.split in (None, split)
-                and (not declared.kinds or features.kind in declared.kinds)
-                and all(query.extra.get(column) is not None for column in declared.columns)
-                and (route := _declared(name, declared, query, features.kind, snapshot))
-            ):
-                return route
-        gates = [tool for tool in snapshot.tools if tool.gate and tool.name in features.gates]
-        for kind, evidence in features.kinds:
-            if scorer := self._scorer(kind, query, snapshot):
-                return _route(scorer, gates, snapshot, kind=kind, covered=True, reason=f"{kind.value}: {evidence}")
-        kind, evidence = features.kinds[0]
-        reason = f"uncovered: no tool for {kind.value} ({evidence})"
-        fallback = next((tool for tool in snapshot.tools if tool.name == self._config.fallback), None)
-        if fallback is None:
-            return Route(parts=(), reason=reason, kind=kind, covered=False, snapshot=snapshot.version)
-        return _route(fallback, gates, snapshot, kind=kind, covered=False, reason=f"{reason}; fallback")
+        cluster = self._clusters.of(query, features) if self._clusters is not None else ""
+        return decide(
+            query,
+            snapshot,
+            self._config,
+            split=split,
+            features=features,
+            cluster=cluster,
+            competence=self._competence(snapshot),
+            memo=self._memo,
+        )
 
-    def _scorer(self, kind: Kind, query: Query, snapshot: Snapshot) -> ToolSpec | None:
-        fitting = [tool for tool in snapshot.tools if not tool.gate and kind in tool.scope.kinds and tool.fits(query)]
-        preferred = self._config.prefer.get(kind)
-        return next((tool for tool in fitting if tool.name == preferred), fitting[0] if fitting else None)
+
+def decide(
+    query: Query,
+    snapshot: Snapshot,
+    config: RoutingConfig,
+    *,
+    split: Split = "train",
+    features: Features | None = None,
+    cluster: str = "",
+    competence: Competence = NOTHING,
+    memo: dict[tuple[Any, ...], _Chosen] | None = None,
+) -> Route:
+    """The route of a query; see the module. The same arguments give the same route.
+
+    Args:
+        query: The query.
+        snapshot: The tools that there are.
+        config: The settings.
+        split: Training or validation.
+        features: `verl_rlar.features.describe` of the query. None: it is done here.
+        cluster: Id of the query's cluster; empty: evidence is by kind alone.
+        competence: What is known of these tools.
+        memo: What was chosen for other queries under the same settings, to be looked up and added to.
+    """
+    features = describe(query) if features is None else features
+    for name, declared in config.routes.items():
+        if (
+            declared.split in (None, split)
+            and (not declared.kinds or features.kind in declared.kinds)
+            and (not declared.clusters or cluster.startswith(declared.clusters))
+            and all(query.extra.get(column) is not None for column in declared.columns)
+            and (route := _declared(name, declared, query, features.kind, snapshot))
+        ):
+            return replace(route, cluster=cluster)
+    gates = [tool for tool in snapshot.tools if tool.gate and tool.name in features.gates] if features.gates else []
+    rejected: list[str] = []
+    for kind, evidence in features.kinds:
+        chosen = _choose(kind, query, snapshot, config, cluster, competence, {} if memo is None else memo)
+        if chosen.parts:
+            reason = f"{kind.value}: {evidence}; {chosen.reason}"
+            return _route(chosen.parts, gates, snapshot, cluster, kind=kind, covered=True, reason=reason)
+        rejected += [chosen.reason] if chosen.reason else []
+    kind, evidence = features.kinds[0]
+    reason = f"uncovered: no tool for {kind.value} ({evidence})" + "".join(f"; {why}" for why in rejected)
+    fallback = next((tool for tool in snapshot.tools if tool.name == config.fallback), None)
+    if fallback is None:
+        return Route(parts=(), reason=reason, kind=kind, covered=False, snapshot=snapshot.version, cluster=cluster)
+    parts = (RoutePart(tool=fallback.name, digest=fallback.digest),)
+    return _route(parts, gates, snapshot, cluster, kind=kind, covered=False, reason=f"{reason}; fallback")
+
+
+# --- By evidence ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Who scores queries of a kind, and why; no parts: nobody can."""
+
+    parts: tuple[RoutePart, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    tool: ToolSpec
+    belief: Belief
+    place: int
+
+    @property
+    def said(self) -> str:
+        return f"{self.tool.name} {self.belief.low:.3f} ({self.belief.source})"
+
+
+def _choose(
+    kind: Kind,
+    query: Query,
+    snapshot: Snapshot,
+    config: RoutingConfig,
+    cluster: str,
+    competence: Competence,
+    memo: dict[tuple[Any, ...], _Chosen],
+) -> _Chosen:
+    """Who scores a query as one of a kind. Of the query, only whether it has a reference matters (`ToolSpec.fits`)."""
+    key = (snapshot.version, competence.version, kind, cluster, bool(query.reference))
+    chosen = memo.get(key)
+    if chosen is None:
+        if len(memo) >= MEMO:
+            memo.clear()
+        chosen = memo[key] = _compare(kind, query, snapshot, config, cluster, competence)
+    return chosen
+
+
+def _compare(
+    kind: Kind, query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
+) -> _Chosen:
+    candidates: list[_Candidate] = []
+    weak: list[_Candidate] = []
+    rejected: list[str] = []
+    for place, tool in enumerate(snapshot.tools):
+        if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
+            continue
+        if tool.name == config.prefer.get(kind):
+            return _Chosen((_part(tool),), f"{tool.name} as rlar.routing.prefer says")
+        belief = competence.believe(tool, kind, cluster)
+        if tool.name in config.forbid:
+            rejected.append(f"{tool.name} is in rlar.routing.forbid")
+        elif competence.refuses(tool.digest, kind):
+            rejected.append(f"{tool.name} was not tried enough on {kind.value}")
+        elif belief.known and belief.low < config.least:
+            rejected.append(f"{tool.name} is too weak: {belief.low:.3f} at least, {belief.source}")
+            weak.append(_Candidate(tool, belief, place))
+        else:
+            candidates.append(_Candidate(tool, belief, place))
+    if not candidates:
+        return _Chosen((), "; ".join(rejected[:REJECTED]))
+    models = [one for one in candidates if one.tool.kind == "reward_model"]
+    checks = [one for one in candidates if one.tool.kind != "reward_model"]
+    if not checks:
+        return _of_models(models, weak, kind, config, cluster, competence)
+    check = _best(checks, config.alike)
+    if models:
+        model = _best(models, config.alike)
+        if kind is Kind.OPEN or model.belief.low > check.belief.high:
+            if model.belief.low > check.belief.low:
+                chosen = _of_models(models, weak, kind, config, cluster, competence)
+                return _Chosen(chosen.parts, f"{chosen.reason}, above {check.said}")
+        elif config.beside > 0:
+            parts = _part(check.tool), replace(_part(model.tool), weight=config.beside)
+            return _Chosen(parts, f"{_said(check, checks)}; beside it {model.said}")
+    return _Chosen((_part(check.tool),), _said(check, checks))
+
+
+def _best(candidates: Sequence[_Candidate], alike: float) -> _Candidate:
+    """The one with the highest lower end; of those that are alike the cheaper, the faster, the first."""
+    top = max(one.belief.low for one in candidates)
+    near = [one for one in candidates if one.belief.low >= top - alike]
+    return min(near, key=lambda one: (one.belief.dollars or 0.0, one.belief.seconds or 0.0, one.place))
+
+
+def _of_models(
+    models: Sequence[_Candidate],
+    weak: Sequence[_Candidate],
+    kind: Kind,
+    config: RoutingConfig,
+    cluster: str,
+    competence: Competence,
+) -> _Chosen:
+    """One reward model, or the mixture that pays; in a mixture, one that is weak by itself may have its part."""
+    blend = competence.blend(kind, cluster) if config.mixtures else None
+    if blend is not None:
+        by_digest = {one.tool.digest: one.tool for one in (*models, *weak)}
+        if all(digest in by_digest for digest, _ in blend.weights):
+            parts = tuple(
+                replace(_part(by_digest[digest]), weight=weight, odds=True) for digest, weight in blend.weights
+            )
+            shown = " + ".join(f"{weight:.2f} {by_digest[digest].name}" for digest, weight in blend.weights)
+            where = f"cluster {blend.cluster}" if blend.cluster else "its kind"
+            gained = f"{blend.accuracy:.3f} on held-out prompts, best single {blend.best:.3f}"
+            return _Chosen(parts, f"mixture of {where}, {blend.prompts} prompts: {shown}; {gained}")
+    best = _best(models, config.alike)
+    return _Chosen((_part(best.tool),), _said(best, models))
+
+
+def _said(chosen: _Candidate, candidates: Sequence[_Candidate]) -> str:
+    """Why, in figures: lower ends of the expected accuracy."""
+    others = sorted((one for one in candidates if one is not chosen), key=lambda one: (-one.belief.low, one.place))
+    return f"{chosen.said}" + (f", before {', '.join(one.said for one in others[:2])}" if others else "")
+
+
+# --- Routes -----------------------------------------------------------------------------------------------------------
+
+
+def _part(tool: ToolSpec) -> RoutePart:
+    return RoutePart(tool=tool.name, digest=tool.digest)
 
 
 def _route(
-    scorer: ToolSpec, gates: list[ToolSpec], snapshot: Snapshot, *, kind: Kind, covered: bool, reason: str
+    scorers: tuple[RoutePart, ...],
+    gates: list[ToolSpec],
+    snapshot: Snapshot,
+    cluster: str,
+    *,
+    kind: Kind,
+    covered: bool,
+    reason: str,
 ) -> Route:
     parts = [RoutePart(tool=gate.name, digest=gate.digest, weight=0.0, gate=True) for gate in gates]
-    parts.append(RoutePart(tool=scorer.name, digest=scorer.digest))
-    return Route(parts=tuple(parts), reason=reason, kind=kind, covered=covered, snapshot=snapshot.version)
+    return Route(
+        parts=(*parts, *scorers),
+        reason=reason,
+        kind=kind,
+        covered=covered,
+        snapshot=snapshot.version,
+        cluster=cluster,
+    )
 
 
 def _declared(name: str, declared: RouteConfig, query: Query, kind: Kind, snapshot: Snapshot) -> Route | None:

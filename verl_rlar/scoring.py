@@ -8,8 +8,8 @@ all responses of a group are measured alike (I2).
 
 How parts combine: the gates are asked first; each must give its threshold (1 by default), or the value is 0 and the
 other parts are not asked. Then the other parts that have a weight at this step are asked together, and their values are
-averaged by weight. A caught cheat in any part makes the value 0 with outcome ``hacked``. Otherwise ``failed`` beats
-``abstained``.
+averaged by weight; those of a learned mixture by their log-odds. A caught cheat in any part makes the value 0 with
+outcome ``hacked``. Otherwise ``failed`` beats ``abstained``.
 
 The only retry of the package is here: an infrastructure error is tried again ``retries`` times.
 """
@@ -26,6 +26,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from verl_rlar.config import ScoringConfig
 from verl_rlar.errors import ToolError, ToolUnavailable
+from verl_rlar.mixture import pooled
 from verl_rlar.types import Outcome, Route, RoutePart, Sample, Score, Snapshot, ToolScore, ToolSpec, Verdict
 
 ROUNDING = 1e-9
@@ -151,9 +152,10 @@ def combine(pairs: Sequence[tuple[RoutePart, ToolScore]], *, step: int, seconds:
     if shut := next((score for part, score in pairs if part.gate and not _passed(part, score)), None):
         return result(0.0, Outcome.SCORED, f"gate {shut.tool}: {shut.reason}")
     weighted = [(part.weight_at(step), score.value or 0.0) for part, score in pairs if not part.gate]
+    odds = all(part.odds for part, _ in pairs if not part.gate)
     total = sum(weight for weight, _ in weighted)
     if total <= 0:
         return result(None, Outcome.ABSTAINED, f"no tool of the route has a weight at step {step}")
     reason = "; ".join(score.reason for part, score in pairs if not part.gate and score.reason)
-    value = sum(weight * value for weight, value in weighted) / total
+    value = pooled(weighted) if odds else sum(weight * value for weight, value in weighted) / total
     return result(min(1.0, max(0.0, value)), Outcome.SCORED, reason)

@@ -36,6 +36,9 @@ from typing import Any, cast
 
 import ray
 
+from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import FOLDER_NAME, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import LedgerError, LibraryError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
 from verl_rlar.exam.canaries import Canary, from_json, public
@@ -94,6 +97,7 @@ class Service:
 
     Raises:
         ConfigError: One of the user's own tools cannot be used, or the settings name a tool that is not there.
+        DataError: The labelled answers that the settings name cannot be read.
         LibraryError, LedgerError: It cannot be opened.
     """
 
@@ -112,7 +116,10 @@ class Service:
         """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
-        router = FeatureRouter(config.routing)
+        labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
+        self._competence = Store(self._library.card, labelled, self._library.path / FOLDER_NAME)
+        clusters = Clusters(self._library.path / CLUSTERS_FILE)
+        router = FeatureRouter(config.routing, self._competence.of, clusters)
         known = (self._library.spec(digest) for digest in self._library.digests())  # one of them may be live one day
         router.check(Snapshot(tools=(*(tool.spec for tool in tools), *known)))
         self._routes = RouteCache(_Journaled(router, self._ledger))
@@ -123,6 +130,7 @@ class Service:
         """The tools that are live at a step (I1). From now on that step does not change."""
         snapshot = self._library.snapshot(step)
         self._life.knows((*snapshot.tools, *snapshot.shadows))
+        self._competence.of(snapshot)  # from now on, what is known of these tools does not change either
         if snapshot.version not in self._in_ledger:
             try:
                 self._ledger.add_tools(snapshot)

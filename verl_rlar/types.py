@@ -212,6 +212,9 @@ class RoutePart:
     """A gate must give `threshold`, or the whole score is 0; it adds nothing itself."""
     threshold: float = 1.0
     """Least value that passes a gate, in [0, 1]."""
+    odds: bool = False
+    """Part of a learned mixture: values are pooled by their log-odds, see `verl_rlar.mixture.pooled`. Of the parts of
+    a route that have a weight, all are, or none counts as one."""
 
     def weight_at(self, step: int) -> float:
         """The weight at a step."""
@@ -239,6 +242,8 @@ class Route:
     """False if no tool fits and the configured fallback was taken."""
     snapshot: str
     """`Snapshot.version` that the route was decided on."""
+    cluster: str = ""
+    """Id of the query's cluster, see `verl_rlar.clusters`. Empty: clusters are not kept."""
 
     @property
     def name(self) -> str:

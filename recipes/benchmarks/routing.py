@@ -1,11 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does every query go to the tool that verifies it? On all data sets of `recipes/data`, in verl's columns.
+"""Does every query go to the tool that verifies it, and does that pay? On all data sets of `recipes/data`.
 
-    python recipes/benchmarks/routing.py [--json]
+    python recipes/benchmarks/routing.py [--answers 60] [--json]
 
-The right tool of each data set is written down here and nowhere in the package. Each row is routed as it is, and once
-more with its data set renamed and through JSON, which may change nothing. Open dialogue and preference prompts have no
+*Routes*, in verl's columns. The right tool of each data set is written down here and nowhere in the package. Each row
+is routed as it is, and once more with its data set renamed and through JSON, which may change nothing, not even the
+reason or the cluster. The times are of whole decisions, cluster included. Open dialogue and preference prompts have no
 tool: right is that they are reported as uncovered.
+
+*Rewards*: labelled good and bad answers to up to ``--answers`` queries of each data set (0: none). Every tool of the
+pool scores every answer, whatever it is for; a query counts with the share of its pairs of a good and a bad answer in
+which the good one gets more, and where nothing is said, or the same of both, the pair counts half. Shown are the tool
+that is best by itself (chosen in hindsight, which favours it), the router, and the oracle: for each query the tool that
+is best there. The pool are the built-in rules; nothing in it can judge the preference data sets, so there all are at
+chance, and figures are given with and without them. Answers: of real models with their labels (GSM8K, TED by human MQM,
+at least 1 apart, IFBench, RM-Bench), else references against the exam's wrong answers. Code runs in boxes, and is left
+out, and said so, where there is no engine. The interval is 95 %, bootstrap over queries, paired.
 """
 
 from __future__ import annotations
@@ -14,23 +24,42 @@ import argparse
 import asyncio
 import gzip
 import json
+import os
+import random
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
-from verl_rlar.config import RoutingConfig
+from verl_rlar.clusters import Clusters
+from verl_rlar.config import RoutingConfig, parse
+from verl_rlar.dispatcher import Dispatcher
+from verl_rlar.exam.generators import wrong_answers
 from verl_rlar.library import builtin_snapshot
+from verl_rlar.planning import gold_answer
 from verl_rlar.router import FeatureRouter
 from verl_rlar.rows import query_of
+from verl_rlar.streams import in_background, in_order
+from verl_rlar.types import Kind, Outcome, Query, Route, RoutePart, Sample, ToolSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
-GOALS = {"verifiable_to_right_tool": ">= 0.99", "changed_by_renaming": 0, "open_to_a_tool": 0}
+GOALS = {
+    "verifiable_to_right_tool": ">= 0.99",
+    "changed_by_renaming": 0,
+    "open_to_a_tool": 0,
+    "gain_low": "> 0",
+    "gap_closed": ">= 0.8",
+    "milliseconds_per_decision_p50": "< 0.3",
+}
+WRONG = 4
+"""Most wrong answers to a query that are made."""
 UNCOVERED = "-"
 
 
@@ -73,23 +102,180 @@ def mixture() -> Iterator[tuple[str, str, dict[str, Any]]]:
         yield "preference prompts", UNCOVERED, row(line["prompt"], None)
 
 
-async def route_all(rows: list[tuple[str, str, dict[str, Any]]]) -> tuple[list[str], list[str], float]:
-    """The route of each row as it is, of each row renamed and through JSON, and microseconds per decision."""
-    router, snapshot = FeatureRouter(RoutingConfig()), builtin_snapshot()
-    queries = [query_of({**columns, "data_source": name}) for name, _, columns in rows]
-    start = time.perf_counter()
-    routes = [(await router.route(query, snapshot)).name for query in queries]
-    micros = 1e6 * (time.perf_counter() - start) / len(rows)
+async def route_all(rows: list[tuple[str, str, dict[str, Any]]]) -> tuple[list[Route], list[Route], list[float]]:
+    """The route of each row as it is, of each row renamed and through JSON, and milliseconds of each decision."""
+    snapshot = builtin_snapshot()
+    order = random.Random(0).sample(range(len(rows)), len(rows))  # as a mixture comes
+
+    async def decided(queries: list[Query]) -> tuple[list[Route], list[float]]:
+        router = FeatureRouter(RoutingConfig(), clusters=Clusters())
+        routes: dict[int, Route] = {}
+        times = []
+        for n in order:
+            _ = queries[n].key  # known before in training: whoever asks looks into a cache by it
+            start = time.perf_counter()
+            routes[n] = await router.route(queries[n], snapshot)
+            times.append(1000 * (time.perf_counter() - start))
+        return [routes[n] for n in range(len(queries))], times
+
+    routes, times = await decided([query_of({**columns, "data_source": name}) for name, _, columns in rows])
     renamed = [query_of(json.loads(json.dumps({**columns, "data_source": "gsm8k"}))) for _, _, columns in rows]
-    return routes, [(await router.route(query, snapshot)).name for query in renamed], micros
+    return routes, (await decided(renamed))[0], times
+
+
+# --- Rewards ----------------------------------------------------------------------------------------------------------
+
+Labelled = tuple[Query, list[str], list[str]]
+"""A query, good answers, bad answers."""
+
+
+def made(columns: dict[str, Any], kind: Kind, good: str | None = None) -> Labelled | None:
+    """A reference against the exam's wrong answers to it."""
+    query = query_of(columns)
+    right = good if good is not None else gold_answer(query, kind)
+    if right is None:
+        return None
+    wrong = list(dict.fromkeys(one.response for one in wrong_answers(query, kind, right, random.Random(query.key))))
+    return query, [right], random.Random(query.key).sample(wrong, min(WRONG, len(wrong)))
+
+
+def labelled(*, code: bool) -> dict[str, list[Labelled]]:
+    """By data set, queries with labelled answers."""
+    found: dict[str, list[Labelled | None]] = defaultdict(list)
+    answers: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in lines("gsm8k_model_solutions.jsonl.gz"):
+        answers[line["question"]].append(line)
+    for question, given in answers.items():
+        truth = given[0]["ground_truth"].rpartition("A:")[2].strip()
+        good, bad = ([one["response"] for one in given if one["is_correct"] is right] for right in (True, False))
+        found["gsm8k, models"].append((query_of(row(question, truth)), good, bad))
+    for line in lines("math500.jsonl.gz"):
+        found["math500"].append(made(row(line["prompt"], line["answer"]), Kind.MATH))
+    for line in lines("short_answers.jsonl"):
+        found["short answers"].append(made(row(line["question"], line["answer"]), Kind.SHORT_TEXT))
+        options = "\n".join(f"{letter}) {text}" for letter, text in zip("ABCD", line["choices"], strict=True))
+        asked = row(f"{line['question']}\n{options}", line["letter"], choices=line["choices"])
+        found["choices"].append(made(asked, Kind.CHOICE))
+    for line in lines("ted_mqm_ende.jsonl.gz"):
+        columns = {"source": line["source"], "source_lang": "en", "target_lang": "de"}
+        query = query_of(row(f"Translate into German:\n{line['source']}", line["reference"], **columns))
+        ranked = sorted(line["outputs"].values(), key=lambda output: output["mqm"])
+        good = [output["text"] for output in ranked if output["mqm"] <= ranked[0]["mqm"]]
+        bad = [output["text"] for output in ranked if output["mqm"] >= ranked[0]["mqm"] + 1]
+        found["ted, human MQM"].append((query, good, bad))
+    for line in lines("ifbench_preferences.jsonl.gz"):
+        found["open: ifbench"].append((query_of(row(line["prompt"], None)), line["chosen"], line["rejected"]))
+    for line in lines("reward_preferences.jsonl.gz"):
+        found["open: rm-bench"].append((query_of(row(line["prompt"], None)), [line["chosen"]], [line["rejected"]]))
+    for name in ("humaneval", "mbpp") if code else ():
+        for line in lines(f"{name}.jsonl.gz"):
+            columns = row(line["prompt"], None, test=line["test"], entry_point=line["entry_point"])
+            if line.get("canonical_solution"):
+                program = f"```python\n{line['prompt']}{line['canonical_solution']}\n```"
+                found[name].append(made(columns, Kind.UNIT_TESTS, program))
+    return {name: [one for one in many if one and one[1] and one[2]] for name, many in found.items()}
+
+
+def alone(tool: ToolSpec) -> Route:
+    part = RoutePart(tool=tool.name, digest=tool.digest)
+    return Route(parts=(part,), reason="by itself", kind=Kind.OPEN, covered=True, snapshot="")
+
+
+def share(good: list[float | None], bad: list[float | None]) -> float:
+    """Share of pairs in which the good answer gets more; no value, or the same, counts half."""
+    pairs = [0.5 if a is None or b is None or a == b else float(a > b) for a in good for b in bad]
+    return sum(pairs) / len(pairs)
+
+
+async def rewards(most: int, console: Console) -> dict[str, Any]:
+    """Accuracy of the rewards, by way and over all queries."""
+    base = {"base": os.environ["RLAR_TEST_BASE"]} if os.environ.get("RLAR_TEST_BASE") else {}
+    config = parse({"sandbox": base})
+    async with Dispatcher(config) as dispatcher:
+        code = await _has_engine(dispatcher)
+        if not code:
+            console.print("no engine for boxes: code is left out", style="yellow")
+        pool = [tool for tool in dispatcher.snapshot.tools if not tool.gate and (code or not tool.boxed)]
+        chosen = []
+        for name, many in labelled(code=code).items():
+            chosen += [(name, *one) for one in random.Random(0).sample(many, min(most, len(many)))]
+        routes = [await dispatcher.route(query) for _, query, _, _ in chosen]
+        jobs = [
+            (n, place, Sample(query=query, response=text), route)
+            for n, (_, query, good, bad) in enumerate(chosen)
+            for place, text in enumerate((*good, *bad))
+            for route in (routes[n], *map(alone, pool))
+        ]
+
+        async def score(job: tuple[int, int, Sample, Route]) -> tuple[int, int, str, float | None]:
+            n, place, sample, route = job
+            which = "router" if route.reason != "by itself" else route.name
+            return n, place, which, (await dispatcher.score(sample, route)).value
+
+        values: dict[tuple[int, str], dict[int, float | None]] = defaultdict(dict)
+        progress = track(range(len(jobs)), "scoring", console=Console(stderr=True), transient=True)
+        ticks = iter(progress)
+        async for n, place, which, value in in_order(score, in_background(jobs), at_once=dispatcher.at_once):
+            values[n, which][place] = value
+            next(ticks, None)
+        list(ticks)
+    by_way: dict[str, np.ndarray] = {}
+    for which in ("router", *(tool.name for tool in pool)):
+        shares = []
+        for n, (_, _, good, bad) in enumerate(chosen):
+            said = [values[n, which][place] for place in range(len(good) + len(bad))]
+            shares.append(share(said[: len(good)], said[len(good) :]))
+        by_way[which] = np.array(shares)
+    tools = [tool.name for tool in pool]
+    single = max(tools, key=lambda name: float(by_way[name].mean()))
+    by_way["oracle"] = np.max([by_way[name] for name in tools], axis=0)
+    by_way["best single"] = by_way[single]
+    return _report_rewards([name for name, *_ in chosen], by_way, single, console)
+
+
+def _report_rewards(names: list[str], by_way: dict[str, np.ndarray], single: str, console: Console) -> dict[str, Any]:
+    table = Table("data set", "queries", f"best single ({single})", "router", "oracle", box=None)
+    sets = list(dict.fromkeys(names))
+    which = np.array(names)
+    checkable = np.array([not name.startswith("open") for name in names])
+    ways = ("best single", "router", "oracle")
+    for label, at in [(name, which == name) for name in sets] + [("checkable", checkable), ("all", which != "")]:
+        table.add_row(label, str(int(at.sum())), *(f"{by_way[way][at].mean():.3f}" for way in ways))
+    console.print(table)
+    gain = by_way["router"] - by_way["best single"]
+    rng = np.random.default_rng(0)
+    means = [gain[rng.integers(0, len(gain), len(gain))].mean() for _ in range(5000)]
+    best, router, oracle = (float(by_way[way].mean()) for way in ways)
+    return {
+        "reward_queries": len(names),
+        "reward_best_single": best,
+        "reward_router": router,
+        "reward_oracle": oracle,
+        "reward_router_checkable": float(by_way["router"][checkable].mean()),
+        "reward_best_single_checkable": float(by_way["best single"][checkable].mean()),
+        "gain": float(gain.mean()),
+        "gain_low": float(np.quantile(means, 0.025)),
+        "gain_high": float(np.quantile(means, 0.975)),
+        "gap_closed": (router - best) / (oracle - best),
+    }
+
+
+async def _has_engine(dispatcher: Dispatcher) -> bool:
+    """Whether a program can be run here."""
+    columns = row("Write f.", None, test="def check(candidate):\n    assert candidate(1) == 1", entry_point="f")
+    tool = dispatcher.snapshot.tool("unit_tests")
+    sample = Sample(query=query_of(columns), response="```python\ndef f(x):\n    return x\n```")
+    return (await dispatcher.score(sample, alone(tool))).outcome is Outcome.SCORED
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--answers", type=int, default=60, help="most queries of each data set (default 60)")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     rows = list(mixture())
-    routes, renamed, micros = asyncio.run(route_all(rows))
+    decided, again, times = asyncio.run(route_all(rows))
+    routes = [route.name for route in decided]
     taken: dict[tuple[str, str], Counter[str]] = {}
     for (name, right, _), route in zip(rows, routes, strict=True):
         taken.setdefault((name, right), Counter())[route] += 1
@@ -104,10 +290,16 @@ def main() -> int:
         "verifiable": len(verifiable),
         "verifiable_to_right_tool": sum(verifiable) / len(verifiable),
         "open_to_a_tool": sum(r == UNCOVERED != t for (_, r, _), t in zip(rows, routes, strict=True)),
-        "changed_by_renaming": sum(a != b for a, b in zip(routes, renamed, strict=True)),
-        "microseconds_per_decision": micros,
+        "changed_by_renaming": sum(a != b for a, b in zip(decided, again, strict=True)),
+        "clusters": len({route.cluster for route in decided}),
+        "milliseconds_per_decision_p50": float(np.percentile(times, 50)),
+        "milliseconds_per_decision_p99": float(np.percentile(times, 99)),
     }
     ok = figures["verifiable_to_right_tool"] >= 0.99 and not figures["changed_by_renaming"] + figures["open_to_a_tool"]
+    ok = ok and figures["milliseconds_per_decision_p50"] < 0.3
+    if arguments.answers:
+        figures |= asyncio.run(rewards(arguments.answers, Console()))
+        ok = ok and figures["gain_low"] > 0 and figures["gap_closed"] >= 0.8
     Console().print(*(f"{name}: {value:.4g}" for name, value in figures.items()), sep="\n", highlight=False)
     if arguments.json:
         print(json.dumps({"name": "routing", "figures": figures, "goals": GOALS, "ok": ok}))

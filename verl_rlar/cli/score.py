@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -30,6 +31,7 @@ from verl_rlar.cli.app import (
     run,
     visible,
 )
+from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
@@ -112,16 +114,18 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
     return BAD if bad else OK
 
 
-def _live(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str]]:
-    """The tools that are live in a library, and the code of its verifiers by hash."""
+def _live(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str], Competence]:
+    """The tools that are live in a library, the code of its verifiers by hash, and what is known of them."""
     library = open_library(folder)
     live = library.latest() if step is None else library.snapshot(step)
     today = {tool.name: tool for tool in trusted_snapshot(config).tools}
     tools = [today.get(tool.name) if tool.kind == "rule" else tool for tool in live.tools]
     code = {tool.source_sha256: library.source(tool.digest) for tool in live.tools if tool.kind == "verifier"}
+    labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
     return (
-        Snapshot(tools=tuple(tool for tool in tools if tool is not None)),
+        snapshot := Snapshot(tools=tuple(tool for tool in tools if tool is not None)),
         {sha: source for sha, source in code.items() if source is not None},
+        Store(library.card, labelled).of(snapshot),
     )
 
 
