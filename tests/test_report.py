@@ -158,7 +158,10 @@ def test_of_a_step_that_was_trained_again_the_latest_start_counts(tmp_path: Path
     was, now = first["curves"]["train"]["all"], second["curves"]["train"]["all"]
     assert now["n"][6] == 2 and now["mean"][6] == 0.25
     assert [now["n"][at] for at in range(STEPS) if at != 6] == [was["n"][at] for at in range(STEPS) if at != 6]
-    assert all(group["attempt"] == (2 if group["step"] == 7 else 1) for group in second["samples"])
+    again = {group["uid"]: group["attempt"] for group in second["samples"] if group["attempt"] > 1}
+    assert again == {"new": 2} and not any(
+        g["step"] == 7 and g["split"] == "train" for g in second["samples"] if g["uid"] not in again
+    )
     assert [start["steps"] for start in second["run"]["starts"]] == [[1, STEPS], [7, 7]]
 
 
@@ -394,7 +397,7 @@ def test_it_reads_one_state_while_somebody_writes(tmp_path: Path) -> None:
 def live(tmp_path: Path) -> Iterator[Live]:
     make_run(tmp_path)
     files = watched(tmp_path, tmp_path / FOLDER_NAME)
-    with Live(lambda: figures_of(tmp_path), files, refresh_s=0.5) as server:
+    with Live(lambda: figures_of(tmp_path), files, refresh_s=0.5, rest=0) as server:
         yield server
 
 
@@ -405,7 +408,9 @@ def test_a_live_report_is_read_by_who_has_its_address_only(live: Live) -> None:
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["cache-control"] == "no-store"
     bare = f"http://{HOST}:{live.port}"
     assert httpx.get(f"{bare}/").status_code == httpx.get(f"{bare}/data.json").status_code == 404
-    assert httpx.get(live.url, headers={"Host": f"evil.example:{live.port}"}).status_code == 403
+    for host in (f"evil.example:{live.port}", "127.0.0.1.evil.example:80", "", "127.0.0.1"):
+        assert httpx.get(live.url, headers={"Host": host}).status_code == 403
+    assert httpx.get(live.url, headers={"Host": "localhost:9999"}).status_code == 200
     assert httpx.post(live.url).status_code == 501
     assert live.url.startswith("http://127.0.0.1:")
 
@@ -422,6 +427,23 @@ def test_a_live_report_gives_new_figures_when_there_are_any(live: Live, tmp_path
         second = httpx.get(live.url + "data.json", headers={"If-None-Match": tag})
     assert second.status_code == 200 and second.json()["run"]["rows"] == rows + 1
     assert second.headers["etag"] != tag
+
+
+def test_a_live_report_leaves_the_machine_to_the_training(tmp_path: Path) -> None:
+    make_run(tmp_path)
+    made = 0
+
+    def counted() -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        return {"run": {"rows": made}, "made": "2026"}
+
+    with Live(counted, (tmp_path / FILE_NAME,), rest=1e12) as server:
+        (tmp_path / FILE_NAME).touch()
+        assert [httpx.get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [1, 1, 1]
+    with Live(counted, (tmp_path / FILE_NAME,), rest=0) as server:
+        (tmp_path / FILE_NAME).touch()
+        assert [httpx.get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [3, 3, 3]
 
 
 def test_a_live_report_keeps_its_figures_when_the_ledger_is_gone(live: Live, tmp_path: Path) -> None:

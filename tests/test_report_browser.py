@@ -312,7 +312,7 @@ def test_a_live_page_keeps_up_and_does_not_disturb_who_reads(opened: Opened, tmp
 
     files = watched(tmp_path, tmp_path / FOLDER_NAME)
     with (
-        Live(lambda: figures_of(tmp_path), files, refresh_s=0.2) as server,
+        Live(lambda: figures_of(tmp_path), files, refresh_s=0.2, rest=0) as server,
         Ledger(tmp_path / FILE_NAME, token="run") as ledger,
     ):
         page = opened(server.url)

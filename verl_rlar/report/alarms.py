@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from verl_rlar.config import ScoringConfig
+from verl_rlar.library import REGISTRARS
 
 UNSCORED, FLAT, HACKED, FAILED = 0.1, 0.6, 0.01, 0.05
 """Shares from which on there is something to see."""
@@ -38,6 +39,13 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         if event["event"] in ("quarantined", "rolled_back"):
             title = f"{event['tool']} was {event['event'].replace('_', ' ')} at step {event['step']}"
             say("bad", title, event["why"], tool=event["digest"])
+        elif event["event"] in ("live", "retired") and event["by"] not in REGISTRARS:
+            say(
+                "note",
+                f"{event['tool']} became {event['event']} at step {event['step']}",
+                event["why"],
+                tool=event["digest"],
+            )
     for split, curves in figures["curves"].items():
         _of_curves(split, curves, say)
     for tool in figures["tools"]:

@@ -78,7 +78,9 @@ function table(caption, columns, rows, tall) {
         h(
           "tr",
           {},
-          columns.map(([name, num]) => h("th", { scope: "col", class: num ? "num" : null }, name || h("span", { class: "unseen" }, "state"))),
+          columns.map(([name, num]) =>
+            h("th", { scope: "col", class: num ? "num" : null }, name || h("span", { class: "unseen" }, "state")),
+          ),
         ),
       ),
       h(

@@ -6,8 +6,9 @@
 
 Guarantees: it listens on 127.0.0.1 only; it answers only who knows the key, a random part of the address, so that the
 other users of a machine do not read along, and only to its own name, so that no web page reaches it by a name of theirs
-(DNS rebinding); the ledger is only read. Figures are made once for all who ask, and not again until there is something
-new; one that cannot be made now (the ledger is being moved) leaves the last ones in place.
+(DNS rebinding); the ledger is only read. Figures are made once for all who ask, not again until there is something new,
+and, where they take long, most of the time not at all: the machine is the training's. If they cannot be made (the
+ledger is being moved), the last ones stay in place.
 
 Not covered: the traffic is not encrypted, which on the loopback nobody hears; from afar, go through ``ssh -L``.
 """
@@ -19,6 +20,7 @@ import json
 import logging
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -36,6 +38,8 @@ logger = logging.getLogger(__name__)
 HOST = "127.0.0.1"
 REFRESH_S = 5.0
 """Every how many seconds a page asks."""
+REST = 4.0
+"""For so many times the time that figures took, none are made."""
 
 
 class Live:
@@ -46,6 +50,7 @@ class Live:
         watched: Files and folders; when one of them changes, the figures are made anew.
         port: Port; 0: any.
         refresh_s: Every how many seconds a page asks.
+        rest: For so many times the time that figures took, none are made.
 
     Raises:
         ConfigError: The port is taken.
@@ -58,8 +63,10 @@ class Live:
         *,
         port: int = 0,
         refresh_s: float = REFRESH_S,
+        rest: float = REST,
     ) -> None:
-        self._gather, self._watched, self._refresh_s = gather, watched, refresh_s
+        self._gather, self._watched, self._refresh_s, self._rest = gather, watched, refresh_s, rest
+        self._not_before = 0.0
         self._lock = threading.Lock()
         self._state: tuple[Any, ...] | None = None
         self._key = secrets.token_urlsafe(12)
@@ -104,27 +111,34 @@ class Live:
         return f"/{self._key}/"
 
     def refresh(self) -> None:
-        """Makes the figures, if there is something new.
+        """Makes the figures, if there is something new, and nobody is at it.
 
         Raises:
             RlarError: They cannot be made, and there are none from before.
         """
-        with self._lock:
-            state = tuple(_changed(file) for file in self._watched)
-            if state == self._state:
-                return
-            try:
-                figures = self._gather()
-            except RlarError as error:
-                if not self._figures:
-                    raise
-                logger.warning("the report keeps its figures: %s", error)
-                return
-            said = {name: value for name, value in figures.items() if name != "made"}
-            self.tag = (
-                '"' + hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24] + '"'
-            )
-            self._figures, self._state = figures, state
+        if time.monotonic() < self._not_before or not self._lock.acquire(blocking=False):
+            return
+        try:
+            self._make(tuple(_changed(file) for file in self._watched))
+        finally:
+            self._lock.release()
+
+    def _make(self, state: tuple[Any, ...]) -> None:
+        if state == self._state:
+            return
+        start = time.monotonic()
+        try:
+            figures = self._gather()
+        except RlarError as error:
+            if not self._figures:
+                raise
+            logger.warning("the report keeps its figures: %s", error)
+            return
+        finally:
+            self._not_before = time.monotonic() + self._rest * (time.monotonic() - start)
+        said = {name: value for name, value in figures.items() if name != "made"}
+        tag = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:24]
+        self._figures, self.tag, self._state = figures, f'"{tag}"', state
 
     def page(self) -> bytes:
         self.refresh()
@@ -154,7 +168,8 @@ def _handler(live: Live) -> type[BaseHTTPRequestHandler]:
         timeout = 30
 
         def do_GET(self) -> None:
-            if self.headers.get("Host") not in (f"{HOST}:{live.port}", f"localhost:{live.port}"):
+            name, _, _ = self.headers.get("Host", "").rpartition(":")  # the port is another one behind `ssh -L`
+            if name not in (HOST, "localhost"):
                 self._answer(HTTPStatus.FORBIDDEN, b"this server answers to its own name only\n")
             elif secrets.compare_digest(self.path.encode(), live.path.encode()):
                 self._answer(HTTPStatus.OK, live.page(), "text/html; charset=utf-8")

@@ -229,14 +229,16 @@ function overview() {
         ["e-shadow", "shadow"],
         ["e-bad", "quarantined, rolled back"],
         ["e-note", "retired"],
-      ].map(([cls, name]) =>
-        h(
-          "span",
-          { class: "key" },
-          s("svg", { "aria-hidden": "true" }, s("path", { class: cls, d: "M11 0l5 5-5 5-5-5z" })),
-          name,
+      ]
+        .filter(([cls]) => events.some((event) => KIND_OF_EVENT(event.event) === cls))
+        .map(([cls, name]) =>
+          h(
+            "span",
+            { class: "key" },
+            s("svg", { "aria-hidden": "true" }, s("path", { class: cls, d: "M11 0l5 5-5 5-5-5z" })),
+            name,
+          ),
         ),
-      ),
     );
   return section(
     "overview",
@@ -704,12 +706,13 @@ function toolPage(tool) {
             ? "Linear: its values are taken as they are."
             : `Learned (${tool.calibration.method}) from ${fmt.n(tool.calibration.good)} right and ${fmt.n(tool.calibration.bad)} wrong answers; ranks ${fmt.p(tool.calibration.ranking)} of pairs rightly${tool.calibration.lower_is_better ? "; lower is better" : ""}.`,
         ),
-        curve({
-          label: `Calibration of ${tool.name}`,
-          points: tool.calibration.points,
-          xName: "raw score",
-          yName: "value",
-        }),
+        (tool.calibration.method !== "identity" || tool.low !== 0 || tool.high !== 1) &&
+          curve({
+            label: `Calibration of ${tool.name}`,
+            points: tool.calibration.points,
+            xName: "raw score",
+            yName: "value",
+          }),
       ),
     );
   if (tool.shadow) {
@@ -1296,33 +1299,31 @@ function costs() {
         ? table(
             `${fmt.s(total)} in all`,
             [["tool"], [""], ["calls", true], ["seconds", true], ["share", true], ["p50", true], ["p95", true], [""]],
-            figures.costs
-              .slice(0, 60)
-              .map((one) => [
-                toolLink(one.digest, one.tool),
-                one.how === "shadow" ? chip("shadow", "shadow") : "",
-                fmt.n(one.calls),
-                fmt.s(one.seconds),
-                fmt.p(one.seconds / total),
-                fmt.s(one.p50),
-                fmt.s(one.p95),
-                h(
-                  "div",
-                  { class: "meter" },
-                  s(
-                    "svg",
-                    { viewBox: "0 0 100 9", preserveAspectRatio: "none", "aria-hidden": "true" },
-                    s("rect", {
-                      class: "fill s0",
-                      width: Math.max(
-                        0.5,
-                        (100 * one.seconds) / Math.max(...figures.costs.map((other) => other.seconds)),
-                      ),
-                      height: 9,
-                    }),
-                  ),
+            figures.costs.slice(0, 60).map((one) => [
+              toolLink(one.digest, one.tool),
+              one.how === "shadow" ? chip("shadow", "shadow") : "",
+              fmt.n(one.calls),
+              fmt.s(one.seconds),
+              fmt.p(one.seconds / total),
+              fmt.s(one.p50),
+              fmt.s(one.p95),
+              h(
+                "div",
+                { class: "meter" },
+                s(
+                  "svg",
+                  { viewBox: "0 0 100 9", preserveAspectRatio: "none", "aria-hidden": "true" },
+                  s("rect", {
+                    class: "fill s0",
+                    width: Math.max(
+                      0.5,
+                      (100 * one.seconds) / Math.max(...figures.costs.map((other) => other.seconds)),
+                    ),
+                    height: 9,
+                  }),
                 ),
-              ]),
+              ),
+            ]),
             true,
           )
         : h("p", { class: "empty-state" }, "No tool took any time."),
@@ -1395,7 +1396,7 @@ function again(...ids) {
       }
 }
 function navigation() {
-  const worst = figures.alarms.length ? figures.alarms[0].level : "";
+  const grave = figures.alarms.filter((alarm) => alarm.level !== "note");
   document
     .getElementById("nav")
     .replaceChildren(
@@ -1404,7 +1405,7 @@ function navigation() {
           "a",
           { href: `#${id}` },
           name,
-          id === "alarms" && figures.alarms.length > 0 && h("span", { class: `count ${worst}` }, figures.alarms.length),
+          id === "alarms" && grave.length > 0 && h("span", { class: `count ${grave[0].level}` }, grave.length),
         ),
       ),
     );
