@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import zlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -430,6 +431,20 @@ def test_a_file_of_version_1_is_brought_up_by_its_next_writer_with_all_that_it_h
         ledger.add_canaries([CanaryRow(canary="c", step=3, score=tool_score())])
         assert ledger.trim(before_step=2, max_bytes=float("inf")) == 2, "the text that step 2 used again stays"
     assert count(path) == 6 + 1
+
+
+def test_a_file_of_version_2_is_brought_up_and_its_routes_have_no_cluster(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    with Ledger(path, token="first") as ledger:
+        ledger.add_route(make_query(), ROUTE)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("ALTER TABLE routes DROP COLUMN cluster")
+        db.execute("PRAGMA user_version=2")
+    clustered = replace(ROUTE, cluster="short_text#3")
+    with Ledger(path, token="second") as ledger:
+        assert ledger.route(make_query(), SNAPSHOT) == ROUTE
+        ledger.add_route(make_query("Another?"), clustered)
+        assert ledger.route(make_query("Another?"), SNAPSHOT) == clustered
 
 
 def test_a_file_that_was_brought_up_has_the_same_schema_as_a_new_one(tmp_path: Path) -> None:

@@ -115,6 +115,13 @@ async def test_weights_are_shares_whatever_they_sum_to() -> None:
     assert score.value == pytest.approx(0.75)
 
 
+async def test_parts_of_a_learned_mixture_are_pooled_by_their_log_odds() -> None:
+    score, _ = await scored(0, of("a_80", weight=2.0, odds=True), of("b_20", weight=1.0, odds=True))
+    assert score.value == pytest.approx(1 / (1 + 4 ** (-1 / 3)))
+    score, _ = await scored(0, of("a_80", weight=2.0), of("b_20", weight=1.0))
+    assert score.value == pytest.approx(0.6)
+
+
 @pytest.mark.parametrize(("step", "value"), [(0, 1.0), (10, 1.0), (15, 2 / 3), (20, 0.5), (99, 0.5)])
 async def test_a_weight_moves_with_the_step_and_a_tool_without_one_is_not_asked(step: int, value: float) -> None:
     score, calls = await scored(step, of("a_100"), of("b_0", schedule=((10, 0.0), (20, 1.0))))

@@ -10,8 +10,8 @@ import pytest
 from conftest import make_query, make_sample
 from test_ledger import make_row
 
-from verl_rlar.config import RlarConfig, ScoringConfig
-from verl_rlar.errors import ConfigError, LedgerError, TooManyUnscored
+from verl_rlar.config import RlarConfig, RoutingConfig, ScoringConfig
+from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
 from verl_rlar.rows import query_of
@@ -67,6 +67,31 @@ async def test_a_service_that_comes_back_knows_the_groups_and_routes_of_before(t
     assert await second.sibling_mean("g", 1, 2, timeout_s=5) == pytest.approx(0.3)
     with read(tmp_path) as db:
         assert db.execute("SELECT COUNT(*) FROM attempts").fetchone()[0] == 1
+
+
+async def test_clusters_and_what_is_known_of_tools_outlive_the_service(tmp_path: Path) -> None:
+    first = make_service(tmp_path)
+    snapshot = await first.at(1)
+    route = await first.route(make_query("How many eggs do 3 hens lay in 4 days?", "12"), snapshot)
+    first.close()
+    assert route.cluster == "math/number#1" and "trusted, not examined" in route.reason
+    kept = tmp_path / "library" / "competence" / f"{snapshot.version}.json"
+    before = kept.read_bytes()
+    second = make_service(tmp_path, token="another")
+    again = await second.at(2)
+    assert (
+        await second.route(make_query("How many eggs do 5 hens lay in 2 days?", "10"), again)
+    ).cluster == route.cluster
+    assert again.version == snapshot.version and kept.read_bytes() == before
+    with read(tmp_path) as db:
+        assert [row[0] for row in db.execute("SELECT cluster FROM routes")] == [route.cluster] * 2
+    second.close()
+
+
+async def test_labelled_answers_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path) -> None:
+    config = RlarConfig(run_dir=str(tmp_path), routing=RoutingConfig(labelled=str(tmp_path / "gone.jsonl")))
+    with pytest.raises(DataError, match=r"labelled answers .*gone\.jsonl"):
+        Service(config, "run")
 
 
 class SlowRouter:
