@@ -35,6 +35,8 @@ ONLY_IN = {
     "omegaconf": {"plugin.py"},
     "hydra": {"plugin.py"},
     "huggingface_hub": {"hub.py"},
+    "smolagents": {"agents"},
+    "jinja2": {"agents"},
 }
 
 

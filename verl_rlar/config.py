@@ -11,10 +11,11 @@ names of the environment variables that hold them.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from verl_rlar.errors import ConfigError
 from verl_rlar.types import Kind
@@ -372,6 +373,50 @@ class HubConfig(Section):
     """Repositories whose model card you have read yourself: it may look as if it gave orders to an agent."""
 
 
+class AgentsConfig(Section):
+    """The LLM that drives agents, and what one agent may spend on one task."""
+
+    url: str | None = None
+    """Base address of an OpenAI-compatible endpoint, e.g. ``http://127.0.0.1:8000/v1``. None: no LLM, and what needs
+    none is done."""
+    model: str | None = None
+    """Name of the model there. Needed with `url`."""
+    api_key_env: str = "RLAR_LLM_API_KEY"
+    """Name of the environment variable with the endpoint's key; it may be unset."""
+    temperature: float | None = Field(default=0.0, ge=0, le=2)
+    """Of sampling. None: not sent, for endpoints that do not take it."""
+    answer_tokens: int = Field(default=4096, ge=64)
+    """Most tokens of one answer."""
+    timeout_s: float = Field(default=300.0, gt=0)
+    """Deadline of one call of the LLM, in seconds; each try has its own."""
+    retries: int = Field(default=3, ge=0, le=10)
+    """How often a call is made again after HTTP 429 or 5xx."""
+    max_wait_s: float = Field(default=60.0, ge=0)
+    """Longest wait before that, in seconds; if the endpoint wants a longer one, the call fails."""
+    steps: int = Field(default=24, ge=1)
+    """Most calls of the LLM for one task, each with what it asks for."""
+    calls_per_step: int = Field(default=8, ge=1)
+    """Most tools that one answer may call; further calls are left out."""
+    tokens: int = Field(default=400_000, ge=1)
+    """Most tokens for one task, read and written. The agent ends before a call that would exceed them, as far as the
+    length of a text tells its tokens."""
+    wall_s: float = Field(default=1800.0, gt=0)
+    """Longest time for one task, in seconds; then its process is killed."""
+    quote_chars: int = Field(default=6000, ge=200)
+    """Characters at which a text from elsewhere, such as a model card, is cut before an LLM sees it."""
+    transcripts: str | None = None
+    """Folder for the agents' transcripts, made if missing; None: ``agents`` in `run_dir`."""
+
+    @model_validator(mode="after")
+    def _names_a_model(self) -> AgentsConfig:
+        if self.url is not None:
+            if not re.match(r"https?://[^/@\s]+(?:/|$)", self.url):
+                raise ValueError("url: it is no address, or holds a password; write http://HOST:PORT/v1")
+            if not self.model:
+                raise ValueError("url: say which model to use there, with agents.model")
+        return self
+
+
 class RlarConfig(Section):
     """All settings of the plugin."""
 
@@ -392,6 +437,7 @@ class RlarConfig(Section):
     ledger: LedgerConfig = LedgerConfig()
     exam: ExamConfig = ExamConfig()
     hub: HubConfig = HubConfig()
+    agents: AgentsConfig = AgentsConfig()
 
 
 def defaults() -> dict[str, Any]:

@@ -17,6 +17,9 @@
     │   ├── HubNotFound             ... is not there (any more)
     │   ├── HubCutShort             ... sent less than it said
     │   └── HubMismatch             ... sent something else than it said
+    ├── AgentError                  an agent could not do its work
+    │   ├── EndpointError           ... as the endpoint of its LLM does not answer, or not as it should
+    │   └── CassetteError           ... as a cassette does not hold this traffic, or cannot be read or written
     ├── ServiceUnreachable          the run's service does not answer
     └── TooManyUnscored             the run stops: too large a share of responses could not be scored
 
@@ -90,6 +93,19 @@ class HubCutShort(HubError):
 
 class HubMismatch(HubError):
     """What came is not what the hub had said: other size, other content, or no reply of a hub at all."""
+
+
+class AgentError(RlarError):
+    """An agent could not do its work. The message says what stopped it."""
+
+
+class EndpointError(AgentError):
+    """The endpoint of the LLM did not answer in time, or with something else than an answer."""
+
+
+class CassetteError(AgentError):
+    """Recorded traffic is not what is asked for now, or the recording cannot be read. The message names the request or
+    the prompt file."""
 
 
 class ServiceUnreachable(RlarError):

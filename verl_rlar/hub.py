@@ -141,21 +141,32 @@ class _TryAgain(Exception):
         self.error, self.wait_s = error, wait_s
 
 
+def endpoint_of(config: HubConfig) -> str:
+    """Address of the hub.
+
+    Raises:
+        ConfigError: It is no address.
+    """
+    endpoint = (config.endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+    if not re.match(r"https?://[^/\s]+", endpoint):
+        raise ConfigError(f"rlar.hub.endpoint: {endpoint!r} is no address; write https://HOST")
+    return endpoint
+
+
 class Hub:
     """See the module. Use as ``with``; threads may share it.
 
     Args:
         config: The settings.
+        transport: What carries the requests, e.g. `verl_rlar.agents.cassette`; None: the network.
 
     Raises:
         ConfigError: The endpoint is no address.
     """
 
-    def __init__(self, config: HubConfig) -> None:
+    def __init__(self, config: HubConfig, transport: httpx.BaseTransport | None = None) -> None:
         self.config = config
-        self.endpoint = (config.endpoint or os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        if not re.match(r"https?://[^/\s]+", self.endpoint):
-            raise ConfigError(f"rlar.hub.endpoint: {self.endpoint!r} is no address; write https://HOST")
+        self.endpoint = endpoint_of(config)
         self.offline = constants.is_offline_mode() if config.offline is None else config.offline
         self.cache = Path(config.cache_dir or constants.HF_HUB_CACHE).expanduser()
         self._has_token = bool(os.environ.get(config.token_env))
@@ -167,6 +178,7 @@ class Hub:
             timeout=config.timeout_s,
             follow_redirects=True,
             max_redirects=5,
+            transport=transport,
         )
 
     def __enter__(self) -> Hub:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, Literal
 
 from verl_rlar.errors import HubError, HubRateLimited
 from verl_rlar.features import describe
@@ -114,7 +114,7 @@ class Evidence:
     """What speaks for a proposal, and where it stands."""
 
     source: str
-    """``name``, ``tags``, ``card``, ``hub`` or ``files``."""
+    """``name``, ``tags``, ``card``, ``config``, ``hub`` or ``files``; ``agent``: an LLM's words."""
     quote: str
     """As it stands there: text that anybody may have written."""
 
@@ -139,6 +139,8 @@ class Proposal:
     labels: int | None
     """Outputs of its head; None if it has none."""
     report: Report
+    by: Literal["metadata", "agent"] = "metadata"
+    """What its `value` is: made of `parts`, or what an LLM gave it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +152,22 @@ class Refusal:
     """Empty if the hub did not say."""
     reasons: tuple[str, ...]
     report: Report | None = None
-    """None: the hub did not let us look."""
+    """None: the hub did not let us look, or it was an agent who did."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentRun:
+    """The work of an LLM on the way to some findings."""
+
+    model: str
+    how: str
+    """As in `verl_rlar.agents.session.Ended`."""
+    detail: str
+    steps: int
+    tokens: int
+    seconds: float
+    transcript: str
+    """File with all that it was told and did."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +187,8 @@ class Findings:
     faults: tuple[str, ...] = ()
     """What went wrong on the way, without stopping it."""
     seconds: float = 0.0
+    agent: AgentRun | None = None
+    """None: no LLM was used."""
 
     def as_dict(self) -> dict[str, Any]:
         """The findings for JSON."""
@@ -284,7 +303,7 @@ def scout(
             looked_at += 1
         report = check(model, hub.config)
         if report.ok:
-            proposals.append(_proposal(brief, model, report, now))
+            proposals.append(proposal_of(brief, model, report, now))
         else:
             refused.append(Refusal(repo=model.repo, commit=model.commit, reasons=report.reasons, report=report))
     proposals.sort(key=lambda proposal: (-proposal.value, proposal.repo))
@@ -347,7 +366,8 @@ def _value(parts: Mapping[str, float], brief: Brief) -> float:
     return sum(weight * parts[name] for name, weight in weights.items()) / sum(weights.values())
 
 
-def _proposal(brief: Brief, model: HubModel, report: Report, now: datetime) -> Proposal:
+def proposal_of(brief: Brief, model: HubModel, report: Report, now: datetime) -> Proposal:
+    """What metadata say for a model that passed the gate."""
     assert report.scoring and report.parameters is not None
     facts = model.facts
     parts = _parts(brief, facts, now, model, report)
