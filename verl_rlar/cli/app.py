@@ -80,6 +80,7 @@ def rlar(
       rlar exam final_answer --data train.parquet
       rlar doctor
       rlar scout "en-fr translation"
+      rlar write "the final number is right" --data train.parquet
       rlar tools ls
       rlar rescore checkpoints/run --steps 40..60 --tool unit_price.py
       rlar diff final_answer unit_price.py --data train.parquet
