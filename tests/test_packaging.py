@@ -31,6 +31,7 @@ def test_the_wheel_holds_the_package_the_hydra_files_and_nothing_else(wheel: Pat
     }
     assert len(configs) == 3 and configs <= names
     assert "verl_rlar/py.typed" in names
+    assert {f"verl_rlar/agents/prompts/{p.name}" for p in ROOT.glob("verl_rlar/agents/prompts/*.md")} <= names
     sandbox = {f"verl_rlar/sandbox/{name}" for name in ("Dockerfile", "requirements.txt", "seccomp.json")}
     assert sandbox <= names and "verl_rlar/sandbox/inside/worker.py" in names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"verl_rlar"}

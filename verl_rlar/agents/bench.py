@@ -195,14 +195,18 @@ class Bench:
             "seconds_per_1000": card.figures["all"]["seconds_per_1000"].value,
         }
         told |= {"state": "open", "cases": figures["cases"], "wrong": figures["wrong"]}
-        behaviour = content_hash([[a.case.id, a.score.outcome.value, _rounded(a.value)] for a in opened.answers])
+        missed = [_timeless(reason) for reason in card.reasons]
+        values = [[a.case.id, a.score.outcome.value, _rounded(a.value)] for a in opened.answers]
+        behaviour = content_hash(
+            [values, missed]
+        )  # one that is caught at looking for the exam has the values of others
         before = self._seen.setdefault(behaviour, draft)
         if before != draft and not card.stopped:
             note("duplicate", f"does what draft {before} did", **figures)
             return told | {"state": "duplicate", "again": False}
         if not card.admitted:
             note("open", "; ".join(card.reasons), **figures)
-            told["missed"] = [_timeless(reason) for reason in card.reasons]
+            told["missed"] = missed
             told["failures"] = self._failures(opened)
             return told
         if draft in self._looked:

@@ -79,14 +79,14 @@ class Header:
 
 
 class Tape:
-    """Writes a cassette. Use as ``with``: it is whole if that ends without an error.
+    """Writes a cassette. Use as ``with``: it is there, and whole, if that ends without an error and `drop`.
 
     Raises:
         CassetteError: It cannot be written.
     """
 
     def __init__(self, path: Path, header: Header) -> None:
-        self.path, self._written = path, set[str]()
+        self.path, self._written, self._wanted = path, set[str](), True
         self._aside = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +103,10 @@ class Tape:
             self._written.add(line["id"])
         self._write(line)
 
+    def drop(self) -> None:
+        """Makes that no cassette is left in the end."""
+        self._wanted = False
+
     def _write(self, line: Line) -> None:
         try:
             self._file.write(json.dumps(line, ensure_ascii=False) + "\n")
@@ -116,7 +120,7 @@ class Tape:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if kind is None and self._wanted:
                 self._write({"kind": "end"})
                 self._file.close()
                 os.replace(self._aside, self.path)
@@ -199,14 +203,22 @@ class Recorder(httpx.BaseTransport):
         peer: Who is asked.
         base: Address of the endpoint.
         secrets: Texts that must not be kept; none is empty.
+        inner: What carries the requests; None: the network.
     """
 
     def __init__(
-        self, add: Callable[[Line], None], *, side: Side, peer: Peer, base: str, secrets: Sequence[str] = ()
+        self,
+        add: Callable[[Line], None],
+        *,
+        side: Side,
+        peer: Peer,
+        base: str,
+        secrets: Sequence[str] = (),
+        inner: httpx.BaseTransport | None = None,
     ) -> None:
         self._add, self._side, self._peer, self._base = add, side, peer, httpx.URL(base)
         self._secrets = [text.encode() for secret in secrets for text in (json.dumps(secret)[1:-1], secret)]
-        self._inner = httpx.HTTPTransport()
+        self._inner = inner or httpx.HTTPTransport()
 
     def close(self) -> None:
         self._inner.close()
@@ -222,7 +234,7 @@ class Recorder(httpx.BaseTransport):
         try:
             response = self._inner.handle_request(request)
         except httpx.TransportError as error:
-            self._add(line | {"error": type(error).__name__})
+            self._add(line | {"error": self._hide(_told(error).encode()).decode()})
             raise
         headers = {name.lower(): value for name, value in response.headers.items() if name.lower() in KEPT}
         if "location" in headers:
@@ -235,7 +247,7 @@ class Recorder(httpx.BaseTransport):
             body = _body(self._hide(content))
             self._add(body)
             told = {"status": response.status_code, "headers": headers, "body": body["id"]}
-            self._add(line | told | ({"error": error} if error else {}))
+            self._add(line | told | ({"error": self._hide(error.encode()).decode()} if error else {}))
 
         assert isinstance(response.stream, httpx.SyncByteStream)
         return httpx.Response(response.status_code, headers=response.headers, stream=_Tee(response.stream, done))
@@ -261,7 +273,7 @@ class _Tee(httpx.SyncByteStream):
                     raise CassetteError(f"an answer is longer than {MOST_BYTES:,} bytes, too much for a cassette")
                 yield chunk
         except httpx.TransportError as error:
-            self._error = type(error).__name__
+            self._error = _told(error)
             raise
 
     def close(self) -> None:
@@ -372,17 +384,31 @@ class Player(httpx.BaseTransport):
         if len(recorded) != len(asked.parts):
             return f"{where}: it has {len(asked.parts) - 1} messages instead of {len(recorded) - 1}"
         place = next(n for n, (was, now) in enumerate(zip(recorded, asked.ids, strict=True)) if was != now)
-        was, now = self._cassette.bodies[recorded[place]].decode(), asked.parts[place].decode()
+        was, now = _readable(self._cassette.bodies[recorded[place]]), _readable(asked.parts[place])
         at = next((n for n, (a, b) in enumerate(zip(was, now, strict=False)) if a != b), min(len(was), len(now)))
         what = "its settings or tools differ" if place == len(recorded) - 1 else f"message {place + 1} differs"
         begin = max(0, at - 40)
         return f"{where}: {what} at character {at}: {now[begin : at + 80]!r} instead of {was[begin : at + 80]!r}"
 
 
-def _error(name: str, request: httpx.Request) -> httpx.TransportError:
+def _readable(part: bytes) -> str:
+    """A part of a conversation as a text for people."""
+    text = part.decode("utf-8", "replace")
+    tree = json.loads(text)
+    content = tree.get("content") if isinstance(tree, dict) else None
+    return content if isinstance(content, str) else text
+
+
+def _told(error: httpx.TransportError) -> str:
+    """An error as a cassette has it: its kind, and what it says."""
+    return f"{type(error).__name__}: {error}"
+
+
+def _error(told: str, request: httpx.Request) -> httpx.TransportError:
+    name, _, said = told.partition(": ")
     kind = getattr(httpx, name, None)
     kind = kind if isinstance(kind, type) and issubclass(kind, httpx.TransportError) else httpx.TransportError
-    return kind(f"{name}, as recorded", request=request)
+    return kind(said, request=request)
 
 
 class _Replayed(httpx.SyncByteStream):

@@ -122,7 +122,10 @@ class _Told:
 
 def name_of(task: str) -> str:
     """A tool's name out of a task's words."""
-    return re.sub(r"[^a-z0-9]+", "_", task.lower()).strip("_")[:NAME_CHARS].rstrip("_") or "verifier"
+    words = re.findall(r"[a-z0-9]+", task.lower())
+    while len("_".join(words)) > NAME_CHARS and len(words) > 1:
+        words.pop()
+    return "_".join(words)[:NAME_CHARS] or "verifier"
 
 
 def kinds_of(data: Sequence[str], case_files: Sequence[str]) -> frozenset[Kind]:
@@ -206,11 +209,11 @@ def write(
         )
         facts = {"task": task, "kinds": sorted(kind.value for kind in scope)}
         identity = content_hash(
-            [facts, name, seed, sorted(case.id for case in evidence.cases), prompt_files(), agents.model]
+            [facts, name, seed, sorted(case.id for case in evidence.cases), prompt_files("coder"), agents.model]
             + [getattr(agents, key) for key in SHAPING if key not in ("steps", "tokens", "drafts", "repairs")]
         )[:12]
         bench = Bench(
-            hall, evidence, name=name, kinds=scope, origin=f"coder:{identity}", config=config, seed=seed,
+            hall, evidence, name=name, kinds=scope, origin=f"write-{identity}", config=config, seed=seed,
             on_progress=on_progress,
         )  # fmt: skip
         bench.check()
@@ -311,6 +314,7 @@ def _why(bench: Bench, run: AgentRun) -> str:
         drafts = len({trial.draft for trial in bench.trials})
         return f"none of {drafts} drafts was admitted"
     said = {
+        "steps": "a budget is used up",
         "tokens": "a budget is used up",
         "endpoint": "the LLM does not answer",
         "time": "the time is up",
@@ -346,5 +350,5 @@ def _header(order: Mapping[str, Any], now: datetime, note: str) -> Header:
         task=order["task"]["task"],
         settings={"agent": "coder", "agents": {name: agents[name] for name in SHAPING}},
         seed=order["seed"],
-        prompts={name: digest for name, digest in prompt_files().items() if name.startswith("coder")},
+        prompts=prompt_files("coder"),
     )

@@ -36,8 +36,10 @@ SCHEMES = ("exact rule", "program run", "constraint check", "metric", "decomposi
 """What sorts of scheme there are."""
 LEAST_SCHEMES, MOST_SCHEMES = 3, 5
 IDEA_CHARS = 600
-IDLE = 2
+IDLE = 3
 """Repairs in a row that do not help, after which a draft is given up."""
+STAGES = ("fault", "own_cases", "open")
+"""How far a version can come that may be repaired."""
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 
 
@@ -116,7 +118,7 @@ class _Coder:
         """One draft with its repairs; whether it was admitted."""
         wanted = render("coder_draft.md", {"number": number, **scheme})
         first = [("system", self._system), ("user", f"{self._task}\n\n{wanted}")]
-        messages, best, idle = first, None, 0
+        messages, best, idle = first, (-1, 0), 0
         for version in range(1, self._config.repairs + 2):
             said = self._talk.ask(messages)
             source, fault = code_of(said)
@@ -127,10 +129,11 @@ class _Coder:
                 report = ask(self._emit, {"draft": number, "version": version, "source": source})
             if report["state"] == "admitted":
                 return True
-            wrong = report["wrong"]
-            better = wrong is not None and (best is None or wrong < best)
-            best, idle = (wrong, 0) if better else (best, idle + 1)
-            if not report["again"] or idle > IDLE:
+            if not report["again"]:
+                return False
+            reached = (STAGES.index(report["state"]), -(report["wrong"] or 0))
+            best, idle = (reached, 0) if reached > best else (best, idle + 1)
+            if idle >= IDLE:
                 return False
             messages = [*first, ("assistant", said or "(nothing)"), ("user", self._told(report))]
         return False

@@ -44,12 +44,15 @@ from verl_rlar.config import AgentsConfig, HubConfig
 from verl_rlar.errors import CassetteError, ConfigError, HubError
 from verl_rlar.gate import check
 from verl_rlar.hub import Hub, endpoint_of
+from verl_rlar.repository import COMMIT
 from verl_rlar.types import Query
 
 SAMPLES = 4
 """Queries of the task that the agent is shown."""
 WORK = "verl_rlar.agents.searcher:work"
-SHAPING = ("temperature", "answer_tokens", "steps", "calls_per_step", "tokens", "quote_chars")
+SHAPING = (
+    "temperature", "answer_tokens", "steps", "calls_per_step", "tokens", "quote_chars", "retries", "max_wait_s",
+)  # fmt: skip
 """Settings of an agent on which its requests depend; a cassette brings its own."""
 
 
@@ -107,7 +110,7 @@ def guided(
         folder: Where the transcript goes.
         most: Most proposals.
         now: Ages of models are counted from then; None: the clock's time.
-        record: Cassette to be written.
+        record: Cassette to be written; it is not, and that is a fault, if the agent's process was killed or crashed.
         note: What the cassette says about who or what wrote the LLM's answers.
         replay: Cassette to be used instead of the network.
         on_progress: Called while it works.
@@ -143,6 +146,7 @@ def guided(
         "seed": seed,
         "record": bool(record),
         "replay": str(replay.absolute()) if replay else None,
+        "purse": None if replay else str(folder.absolute()),
     }
     told = _Told()
     with ExitStack() as stack:
@@ -167,6 +171,10 @@ def guided(
             secrets=keys,
             on_event=on_event,
         )
+        faults = [] if ended.how == "done" else [f"the agent did not come to its end: {ended.detail}"]
+        if tape and ended.how in ("time", "crash"):
+            tape.drop()
+            faults.append(f"{record} was not kept: the agent was killed amid its traffic, which cannot be replayed")
         traffic = Traffic(
             side="scout", add=tape.add if tape else None, cassette=cassette, secrets=session.secrets_of(*keys)
         )
@@ -189,7 +197,7 @@ def guided(
             looked_at=len(told.looked_at),
             proposals=tuple(proposals[:most]),
             refused=tuple(refused.values()),
-            faults=() if ended.how == "done" else (f"the agent did not come to its end: {ended.detail}",),
+            faults=tuple(faults),
             agent=run,
         )
         if (ended.how != "done" or not proposals) and len(proposals) < most:
@@ -211,7 +219,7 @@ def _as_recorded(
         raise CassetteError(f"{cassette.path} was recorded for the task {header.task!r}, not for {brief.task!r}")
     if header.settings["most"] != most:
         raise CassetteError(f"{cassette.path} was recorded for at most {header.settings['most']} proposals, not {most}")
-    shaping = {name: header.settings["agents"][name] for name in SHAPING}
+    shaping = {name: value for name, value in header.settings["agents"].items() if name in SHAPING}
     return (
         config.model_copy(update={"url": header.llm, "model": header.model, **shaping}),
         hub_config.model_copy(update={"endpoint": header.hub, "offline": False, "results": header.settings["results"]}),
@@ -235,7 +243,7 @@ def _header(order: Mapping[str, Any], now: datetime, note: str) -> Header:
             "agents": {name: agents[name] for name in SHAPING},
         },
         seed=order["seed"],
-        prompts=prompt_files(),
+        prompts=prompt_files("scout"),
     )
 
 
@@ -248,6 +256,8 @@ def _examined(brief: Brief, hub: Hub, told: _Told, now: datetime) -> tuple[list[
         report = None
         commit = str(said["commit"])
         try:
+            if not COMMIT.fullmatch(commit):
+                raise HubError(f"{commit[:80]!r} is no commit")
             model = hub.inspect(repo, commit)
             report = check(model, hub.config)
             fault = fault_of(model, said["fit"], said["why"], said["quotes"])

@@ -21,7 +21,8 @@ from typing import Any
 
 from smolagents import ChatMessage, MessageRole
 
-from verl_rlar.agents.llm import Llm, OutOfTokens
+from verl_rlar.agents.llm import Llm
+from verl_rlar.agents.session import Stop
 from verl_rlar.errors import AgentError
 
 
@@ -81,11 +82,12 @@ class Talk:
         """What the LLM says to some messages, each of a role and a text.
 
         Raises:
+            Stop: All calls are made.
             OutOfTokens: A budget is used up.
             EndpointError: There is no answer, or none of an LLM.
         """
         if self.asked >= self._most:
-            raise OutOfTokens(f"all {self._most} calls of the LLM are made (rlar.agents.steps)")
+            raise Stop("steps", f"all {self._most} calls of the LLM are made (rlar.agents.steps)")
         key = hashlib.sha256(json.dumps(messages).encode()).hexdigest()
         if self.asked < len(self._kept) and self._kept[self.asked].get("key") == key:
             line = self._kept[self.asked]

@@ -20,6 +20,7 @@ from verl_rlar.agents.cassette import Cassette, Traffic
 from verl_rlar.agents.desk import Desk
 from verl_rlar.agents.llm import Llm, OutOfTokens
 from verl_rlar.agents.prompting import Quoter, plain, render
+from verl_rlar.agents.purse import Purse
 from verl_rlar.agents.session import Emit, Stop, secrets_of
 from verl_rlar.config import AgentsConfig, HubConfig
 from verl_rlar.errors import CassetteError, EndpointError
@@ -39,8 +40,8 @@ class DeskTool(Tool):
     def __init__(self, name: str, description: str, inputs: Mapping[str, Any], work: Callable[..., str]) -> None:
         self.name, self.description, self.inputs = name, description, dict(inputs)
         self.work = work
-        self.fault: CassetteError | None = None
-        """What ends the run, as it is not for the LLM to mend."""
+        self.faults: list[CassetteError] = []
+        """What ends the run, as it is not for the LLM to mend; all tools of a desk share it."""
         super().__init__()
 
     def forward(self, *given: Any, **named: Any) -> str:
@@ -48,7 +49,7 @@ class DeskTool(Tool):
         try:
             return self.work(*(named.get(name) for name in self.inputs))
         except CassetteError as error:
-            self.fault = error
+            self.faults.append(error)
             raise
 
 
@@ -58,7 +59,7 @@ def tools_of(desk: Desk) -> list[DeskTool]:
     def maybe(text: str) -> dict[str, Any]:
         return {"type": "string", "description": text, "nullable": True}
 
-    return [
+    tools = [
         DeskTool(
             "search_models",
             "Finds models on the hub that meet all conditions given, most used first. Give at least one.",
@@ -94,6 +95,9 @@ def tools_of(desk: Desk) -> list[DeskTool]:
             desk.propose,
         ),
     ]
+    for tool in tools:
+        tool.faults = tools[0].faults
+    return tools
 
 
 def work(order: Mapping[str, Any], emit: Emit) -> None:
@@ -113,7 +117,8 @@ def work(order: Mapping[str, Any], emit: Emit) -> None:
     )
     quoter = Quoter(order["seed"], config.quote_chars)
     samples = [quoter.quote(text, f"query {place}") for place, text in enumerate(order["samples"], start=1)]
-    llm = Llm(config, traffic.to("llm", config.url), lambda call: emit({"event": "call", **call}))
+    purse = Purse(Path(order["purse"]), f"scout-{order['seed']}", config) if order["purse"] else None
+    llm = Llm(config, traffic.to("llm", config.url), lambda call: emit({"event": "call", **call}), purse)
     with Hub(hub_config, traffic.to("hub", endpoint_of(hub_config))) as hub:
         tools = tools_of(Desk(hub, quoter, order["most"], emit))
         agent = _agent(config, llm, tools, order["most"], emit)
@@ -143,8 +148,8 @@ def _agent(config: AgentsConfig, llm: Llm, tools: Sequence[DeskTool], most: int,
                 "error": str(step.error) if step.error else None,
             }
         )
-        if fault := next((tool.fault for tool in tools if tool.fault), None):
-            raise fault
+        if tools[0].faults:
+            raise tools[0].faults[0]
         if step.step_number >= config.steps and not step.is_final_answer and step.model_output_message:
             raise Stop("steps", f"it used all its {config.steps} steps (rlar.agents.steps)")
 
