@@ -364,6 +364,14 @@ def test_answers_are_read_as_they_are_meant() -> None:
     assert code_of("```python\ndef score(): 1\n```")[0] == "def score(): 1\n"
     assert code_of("```\ndef score(): 1\n```\nand so on")[0] == "def score(): 1\n"
     assert code_of("```bash\npip\n```\n```py\ndef score(): 1\n```")[0] == "def score(): 1\n"
+    thinks = "```python\nx = '<think>1</think>'\ndef score(): 1\n```"
+    assert code_of(thinks)[0] == code_of(f"<think>\n{GOOD}</think>{thinks}")[0] == code_of(f"hm</think>{thinks}")[0]
+    assert "</think>" in str(code_of(thinks)[0])
+    ends = "```python\ndef score(): return '</think>'\n```"
+    assert (
+        code_of(ends)[0] == code_of(f"<think>\n```python\n{GOOD}</think>{ends}")[0] == code_of(f"a</think>\n{ends}")[0]
+    )
+    assert code_of(ends)[0] == "def score(): return '</think>'\n"
     assert code_of("```python\nimport re\n```\n```python\ndef helper(): 1\n```")[0] is None
     assert code_of("```python\ndef score(): 1")[0] is None, "it was cut off"
     assert schemes_of(f"```json\n{json.dumps(PLAN)}\n```") == (PLAN, "")

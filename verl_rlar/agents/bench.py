@@ -38,6 +38,8 @@ SORT_CHARS = 40
 OWN_CASES = (3, 12)
 REPEATS = 24
 """Open cases that are asked again to see whether a draft always says the same; the exam itself asks more."""
+LABELLED = ("labelled_right", "labelled_wrong")
+"""Sorts of cases that real answers make: these are shown rather than what was made of them."""
 EXAMPLES = 6
 """Open queries that a coder is shown."""
 LEAST_QUERIES = 3
@@ -154,13 +156,13 @@ class Bench:
     def examples(self) -> list[dict[str, Any]]:
         """Some open queries, each with a right and a wrong answer as far as there are any."""
         found: dict[str, dict[str, Any]] = {}
-        for case in self._open.cases:
+        for case in sorted(self._open.cases, key=lambda case: case.sort not in LABELLED):  # stable: as the rows come
             one = found.setdefault(case.query.key, _shown(case.query))
             if case.expect is Expect.GOOD:
                 one.setdefault("right response", case.response)
             if case.expect is Expect.BAD and case.response.strip():
                 one.setdefault("wrong response", case.response)
-        best = sorted(found.values(), key=lambda one: -len(one))  # stable: in the order of the rows
+        best = sorted(found.values(), key=lambda one: -len(one))
         return best[:EXAMPLES]
 
     async def answer(self, question: Mapping[str, Any]) -> dict[str, Any]:

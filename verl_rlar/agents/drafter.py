@@ -40,7 +40,9 @@ IDLE = 3
 """Repairs in a row that do not help, after which a draft is given up."""
 STAGES = ("fault", "own_cases", "open")
 """How far a version can come that may be repaired."""
-_FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"(?:^|(?<=</think>))[ \t]*```[ \t]*([\w+-]*)[^\n]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL
+)
 
 
 def work(order: Mapping[str, Any], emit: Emit) -> None:
@@ -194,5 +196,9 @@ def code_of(said: str) -> tuple[str | None, str]:
 
 
 def _spoken(said: str) -> str:
-    """An answer without what its writer thought aloud before."""
-    return said.rpartition("</think>")[2]
+    """An answer without what its writer thought aloud before; what looks like that within a block of code stays."""
+    bare = _FENCE.sub(lambda block: " " * len(block[0]), said)
+    at = bare.rfind("</think>")
+    if at < 0 and said.lstrip().startswith("<think>"):
+        at = said.find("</think>")
+    return said[at + len("</think>") :] if at >= 0 else said
