@@ -131,9 +131,12 @@ class Bench:
         """
         lacks = [self._lack(kind) for kind in sorted(self._kinds, key=lambda kind: kind.value)]
         if all(lacks):
+            apart = "".join(
+                f" {len(self._evidence.set_apart)} rows were set apart: {w}." for _, w in self._evidence.set_apart[:1]
+            )
             raise DataError(
-                f"too little evidence for any verifier to be admitted: {'; '.join(lacks)}. Give more rows (--data), "
-                "labelled answers, or case files (--cases)"
+                f"too little evidence for any verifier to be admitted: {'; '.join(lacks)}.{apart} Give more rows "
+                "(--data), labelled answers, or case files (--cases)"
             )
 
     def _lack(self, kind: Kind) -> str:

@@ -10,6 +10,8 @@ transcript and no order to the agent; a run ends by itself, at a cap, at its wal
 and says which; what was paid for is kept, so that the same call goes on where the last one was stopped; with a
 cassette, no network is used.
 
+The built-in tools have no say on which gold can be trusted, as in `rlar exam`: a verifier is written where they fail.
+
 Not covered: built-in tools cannot be wrapped, as boxes do not offer them; tasks without checkable answers (no rubric
 judges yet); one run is one task, whose rows should be alike.
 """
@@ -204,8 +206,9 @@ def write(
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
         hall = stack.enter_context(portal.wrap_async_context_manager(Hall(config)))
+        nothing = draft_of_nothing(name, scope)
         evidence: Evidence = portal.call(
-            lambda: hall.gather(data, case_files, draft_of_nothing(name, scope), seed=seed, on_progress=on_progress)
+            lambda: hall.gather(data, case_files, nothing, seed=seed, screened=False, on_progress=on_progress)
         )
         facts = {"task": task, "kinds": sorted(kind.value for kind in scope)}
         identity = content_hash(

@@ -125,9 +125,18 @@ class Hall:
         spec: ToolSpec,
         *,
         seed: int = 0,
+        screened: bool = True,
         on_progress: OnProgress = lambda *_: None,
     ) -> Evidence:
         """What a tool is examined on, from files of rows and of cases.
+
+        Args:
+            data: Files of rows.
+            case_files: Files of cases.
+            spec: The tool.
+            seed: See `verl_rlar.exam.evidence.gather`.
+            screened: Whether the built-in tools have a say on which gold can be trusted.
+            on_progress: See `examine`.
 
         Raises:
             DataError: A file cannot be read, or a case file is wrong.
@@ -136,7 +145,7 @@ class Hall:
         evidence = Evidence()
         for path in data:
             more = gather(read_rows(path), spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
-            evidence = _join(evidence, await self.screen(more, spec, on_progress))
+            evidence = _join(evidence, await self.screen(more, spec, on_progress) if screened else more)
         for path in case_files:
             cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
             evidence = _join(evidence, Evidence(cases=cases))
