@@ -414,7 +414,7 @@ def test_no_secret_is_written_anywhere(hub: HubServer, tmp_path: Path, monkeypat
     findings, llm = find(hub, tmp_path, echo, PROPOSE, END, record=tmp_path / "c.jsonl")
     assert findings.proposals and keys["RLAR_LLM_API_KEY"] in llm.headers[0]["authorization"]
     assert any(keys["HF_TOKEN"] in request.headers.get("authorization", "") for request in hub.requests)
-    (transcript,) = (tmp_path / "transcripts").iterdir()
+    (transcript,) = (tmp_path / "transcripts").glob("*.jsonl")
     cassette = Cassette.read(tmp_path / "c.jsonl")
     written = [transcript.read_bytes(), (tmp_path / "c.jsonl").read_bytes(), *cassette.bodies.values()]
     assert not any(key.encode() in part for key in keys.values() for part in written)

@@ -22,6 +22,23 @@ VALUES: dict[str, dict[str, Any]] = {
         "kinds": ["math"],
         "samples": ["<<<untrusted 12: query 1\nWhat is {{ 6 * 7 }}?\nend 12>>>"],
     },
+    "coder.md": {"seconds": 10.0},
+    "coder_task.md": {
+        "task": "units {{ seconds }} {% for %}",
+        "kinds": ["math", "short_text"],
+        "needs": True,
+        "seconds": 10.0,
+        "examples": ["<<<untrusted 12: query 1\n{{ 6 * 7 }}\nend 12>>>"],
+    },
+    "coder_plan.md": {"least": 3, "most": 5, "kinds": ("exact rule", "metric")},
+    "coder_draft.md": {"number": 2, "kind": "exact rule", "idea": "the last {{ number }}"},
+    "coder_repair.md": {
+        "fault": "<<<untrusted 12: what was wrong\nno Python\nend 12>>>",
+        "cases": 50,
+        "wrong": 7,
+        "missed": "<<<untrusted 12: what the exam found\ngold is 0\nend 12>>>",
+        "failures": [{"sort": "negated", "value": "1", "wanted": "less", "case": "{{ case }}", "said": "{% said %}"}],
+    },
 }
 
 
@@ -30,7 +47,8 @@ def test_each_prompt_renders_with_its_values_and_with_no_other(name: str) -> Non
     text = render(name, VALUES[name])
     assert name in prompt_files() and len(text) > 50
     for value in VALUES[name].values():
-        assert all(str(item) in text for item in (value if isinstance(value, (list, tuple)) else [value]))
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            assert all(str(part) in text for part in (item.values() if isinstance(item, dict) else [item]))
     with pytest.raises(ValueError, match=name):
         render(name, {**VALUES[name], "more": 1})
     with pytest.raises(ValueError, match=name):

@@ -434,6 +434,31 @@ class AgentsConfig(Section):
     length of a text tells its tokens."""
     wall_s: float = Field(default=1800.0, gt=0)
     """Longest time for one task, in seconds; then its process is killed."""
+    dollars: float | None = Field(default=None, ge=0)
+    """Most money for one task, by the two prices below. None: no limit."""
+    dollars_read: float = Field(default=0.0, ge=0)
+    """Price of a million tokens read, in dollars."""
+    dollars_written: float = Field(default=0.0, ge=0)
+    """Price of a million tokens written, in dollars."""
+    run_calls: int | None = Field(default=None, ge=0)
+    """Most calls of the LLM by all agents of a run, which share the folder `transcripts`; each try counts. None: no
+    limit, here and in the next three."""
+    run_tokens: int | None = Field(default=None, ge=0)
+    """Most tokens for all agents of a run, read and written."""
+    run_dollars: float | None = Field(default=None, ge=0)
+    """Most money for all agents of a run."""
+    run_s: float | None = Field(default=None, ge=0)
+    """Longest time that all agents of a run may wait for the LLM together, in seconds."""
+    rpm: int | None = Field(default=None, ge=1)
+    """Most calls a minute, by all agents of a run; further ones wait. None: no limit."""
+    tpm: int | None = Field(default=None, ge=1)
+    """Most tokens a minute, likewise."""
+    drafts: int = Field(default=4, ge=1, le=32)
+    """Most drafts of a verifier for one task, each of its own scheme, before the coder gives up."""
+    repairs: int = Field(default=4, ge=0, le=32)
+    """Most repairs of one draft."""
+    shown: int = Field(default=8, ge=1, le=20)
+    """Most failing cases of the open part of the exam that the coder is shown at once."""
     quote_chars: int = Field(default=6000, ge=200)
     """Characters at which a text from elsewhere, such as a model card, is cut before an LLM sees it."""
     transcripts: str | None = None

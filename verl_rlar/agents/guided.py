@@ -146,6 +146,7 @@ def guided(
         "seed": seed,
         "record": bool(record),
         "replay": str(replay.absolute()) if replay else None,
+        "purse": None if replay else str(folder.absolute()),
     }
     told = _Told()
     with ExitStack() as stack:
@@ -242,7 +243,7 @@ def _header(order: Mapping[str, Any], now: datetime, note: str) -> Header:
             "agents": {name: agents[name] for name in SHAPING},
         },
         seed=order["seed"],
-        prompts=prompt_files(),
+        prompts=prompt_files("scout"),
     )
 
 

@@ -7,6 +7,7 @@ Guarantees:
   tried again, here and nowhere else; a pause that the endpoint asks for is kept, or the call fails at once.
 - No call is made that would exceed the budget of tokens, as far as texts tell (four characters to a token); then
   `OutOfTokens` is raised. Where an endpoint does not say what a call took, that is estimated in the same way.
+- With a `verl_rlar.agents.purse.Purse`, every try is paid from it, and waits for the pace of the run.
 - Every call is told to `on_call`, those that failed too; neither that nor an error holds the key.
 - What comes back is taken apart with care: a message is text and some calls of tools, with identifiers of ours, or
   `EndpointError` says what it is instead.
@@ -20,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from smolagents import ChatMessage, MessageRole, Model, TokenUsage
@@ -29,6 +30,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_aft
 
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import AgentError, EndpointError
+
+if TYPE_CHECKING:
+    from verl_rlar.agents.purse import Purse
 
 REPLY_BYTES = 4 * 2**20
 CHARS_PER_TOKEN = 4
@@ -51,6 +55,7 @@ class Llm(Model):
         config: The settings; `url` and `model` are set.
         transport: What carries the requests; None: the network.
         on_call: Told of every call, with what it took and what came of it.
+        purse: What pays; None: nothing but `rlar.agents.tokens` is counted.
     """
 
     def __init__(
@@ -58,10 +63,11 @@ class Llm(Model):
         config: AgentsConfig,
         transport: httpx.BaseTransport | None = None,
         on_call: Callable[[Mapping[str, Any]], None] = lambda _: None,
+        purse: Purse | None = None,
     ) -> None:
         assert config.url and config.model
         super().__init__(model_id=config.model, flatten_messages_as_text=True)
-        self.config, self._on_call = config, on_call
+        self.config, self._on_call, self._purse = config, on_call, purse
         self.calls, self.tokens = 0, 0
         key = os.environ.get(config.api_key_env)
         self._client = httpx.Client(
@@ -85,7 +91,7 @@ class Llm(Model):
         """One call.
 
         Raises:
-            OutOfTokens: It would exceed the budget; it was not made.
+            OutOfTokens: It would exceed a budget; it was not made.
             EndpointError: There is no answer, or none of an LLM.
         """
         asked = self._prepare_completion_kwargs(
@@ -109,9 +115,11 @@ class Llm(Model):
         record: dict[str, Any] = {"call": self.calls, "tries": 0}
         began = time.monotonic()
         try:
-            reply = self._asked(content, record)
+            reply = self._asked(content, record, expected)
             message, usage = self._message(reply, expected)
             self.tokens += usage.input_tokens + usage.output_tokens
+            if self._purse:
+                self._purse.settle(usage.input_tokens, usage.output_tokens)
             record |= {"read": usage.input_tokens, "written": usage.output_tokens, "answer": reply["choices"][0]}
             return message
         except EndpointError as error:
@@ -122,7 +130,7 @@ class Llm(Model):
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
-    def _asked(self, content: bytes, record: dict[str, Any]) -> dict[str, Any]:
+    def _asked(self, content: bytes, record: dict[str, Any], expected: int) -> dict[str, Any]:
         """Asks, and asks again where that may help."""
 
         def wait(state: RetryCallState) -> float:
@@ -131,6 +139,8 @@ class Llm(Model):
             return min(self.config.max_wait_s, 0.5 * 2**state.attempt_number if asked is None else asked)
 
         def ask() -> dict[str, Any]:
+            if self._purse:
+                self._purse.take(expected)
             record["tries"] += 1
             return self._post(content)
 

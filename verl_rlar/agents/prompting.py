@@ -26,9 +26,13 @@ from typing import Any
 FOLDER = Path(__file__).parent / "prompts"
 
 
-def prompt_files() -> dict[str, str]:
-    """SHA-256 of every prompt file, by its name."""
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(FOLDER.glob("*.md"))}
+def prompt_files(agent: str = "") -> dict[str, str]:
+    """SHA-256 of every prompt file, by its name.
+
+    Args:
+        agent: Only those of this agent, whose names begin with its own.
+    """
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(FOLDER.glob(f"{agent}*.md"))}
 
 
 @cache

@@ -20,6 +20,7 @@ from verl_rlar.agents.cassette import Cassette, Traffic
 from verl_rlar.agents.desk import Desk
 from verl_rlar.agents.llm import Llm, OutOfTokens
 from verl_rlar.agents.prompting import Quoter, plain, render
+from verl_rlar.agents.purse import Purse
 from verl_rlar.agents.session import Emit, Stop, secrets_of
 from verl_rlar.config import AgentsConfig, HubConfig
 from verl_rlar.errors import CassetteError, EndpointError
@@ -116,7 +117,8 @@ def work(order: Mapping[str, Any], emit: Emit) -> None:
     )
     quoter = Quoter(order["seed"], config.quote_chars)
     samples = [quoter.quote(text, f"query {place}") for place, text in enumerate(order["samples"], start=1)]
-    llm = Llm(config, traffic.to("llm", config.url), lambda call: emit({"event": "call", **call}))
+    purse = Purse(Path(order["purse"]), f"scout-{order['seed']}", config) if order["purse"] else None
+    llm = Llm(config, traffic.to("llm", config.url), lambda call: emit({"event": "call", **call}), purse)
     with Hub(hub_config, traffic.to("hub", endpoint_of(hub_config))) as hub:
         tools = tools_of(Desk(hub, quoter, order["most"], emit))
         agent = _agent(config, llm, tools, order["most"], emit)

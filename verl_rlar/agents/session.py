@@ -3,7 +3,8 @@
 
 `run` starts the process, hands it its order, takes what it tells (`Event`), writes all of it into a transcript, and
 says how it ended. The work itself is a function ``work(order, emit)`` in the agent's process; what it has found it
-tells at once, by events, so that nothing of it is lost when it is killed.
+tells at once, by events, so that nothing of it is lost when it is killed. What it may not do itself, it asks for
+(`ask`), and waits for the answer.
 
 Guarantees:
 
@@ -43,6 +44,8 @@ from verl_rlar.errors import AgentError, RlarError
 Event = dict[str, Any]
 """What an agent tells; ``event`` says which sort it is."""
 Emit = Callable[[Event], None]
+OnAsk = Callable[[Any, float], Any]
+"""Answers what an agent asks: ``(question, seconds left) -> answer``, JSON-like; it may raise `Stop`."""
 How = Literal["done", "steps", "tokens", "time", "endpoint", "crash"]
 """``done``: the agent said so. ``steps``, ``tokens``, ``time``: a budget was used up. ``endpoint``: its LLM did not
 answer. ``crash``: its process ended by itself, or its work failed."""
@@ -91,6 +94,7 @@ def run(
     wall_s: float,
     secrets: Sequence[str],
     on_event: Emit,
+    on_ask: OnAsk | None = None,
 ) -> Ended:
     """Runs one agent to its end.
 
@@ -102,6 +106,7 @@ def run(
         wall_s: Longest time, in seconds.
         secrets: Names of environment variables that it gets, where they are set.
         on_event: Called with every event, in order.
+        on_ask: Answers its questions; None: it has none.
 
     Raises:
         RlarError: The work raised it: a fault of ours or the user's to mend, not of the agent.
@@ -145,6 +150,17 @@ def run(
                 break
             if event["event"] != "tape":
                 note(event)
+            if event["event"] == "ask" and on_ask:
+                try:
+                    answer = on_ask(event["question"], began + wall_s - time.monotonic())
+                except Stop as stop:
+                    end = {"event": "end", "how": stop.how, "detail": stop.detail}
+                    break
+                note({"event": "answered", "answer": answer})
+                with suppress(OSError):  # it is gone already
+                    process.stdin.write(json.dumps(answer) + "\n")
+                    process.stdin.flush()
+                continue
             on_event(event)
         if end is None:
             detail = f"killed after {wall_s:g} s" if how == "time" else _last_words(process, errors, secrets)
@@ -235,8 +251,18 @@ def inside() -> None:
         emit(end)
 
 
+_answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+
+def ask(emit: Emit, question: Any) -> Any:
+    """Asks who started the agent, and waits for the answer. Both are JSON-like."""
+    emit({"event": "ask", "question": question})
+    return _answers.get()
+
+
 def _go_with_parent() -> None:
-    sys.stdin.read()
+    for line in sys.stdin:
+        _answers.put(json.loads(line))
     os._exit(1)
 
 

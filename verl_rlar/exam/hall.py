@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from types import TracebackType
 
-from verl_rlar.config import RlarConfig
+from verl_rlar.config import ExamConfig, RlarConfig
 from verl_rlar.errors import ToolError, ToolUnavailable
 from verl_rlar.exam.cases import read_cases
 from verl_rlar.exam.evidence import Evidence, gather, screen
@@ -25,7 +25,7 @@ from verl_rlar.row_files import read_rows
 from verl_rlar.scoring import Runner, Scorer
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
-from verl_rlar.types import Sample, ToolSpec
+from verl_rlar.types import Sample, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +74,22 @@ class Hall:
         return await screen(evidence, first, judges, on_progress=lambda *done: on_progress("screening gold", *done))
 
     async def examine(
-        self, subject: Subject, evidence: Evidence, *, seed: int = 0, on_progress: OnProgress = lambda *_: None
+        self,
+        subject: Subject,
+        evidence: Evidence,
+        *,
+        seed: int = 0,
+        config: ExamConfig | None = None,
+        on_progress: OnProgress = lambda *_: None,
     ) -> Examination:
         """Examines a tool.
+
+        Args:
+            subject: The tool.
+            evidence: What it is examined on.
+            seed: See `verl_rlar.exam.trial.examine`.
+            config: Thresholds; None: those of the hall's settings.
+            on_progress: Called with the stage, how much is done, and of how much.
 
         Raises:
             ToolUnavailable: It needs a sandbox, and there is none here: that is no verdict on the tool.
@@ -99,12 +112,54 @@ class Hall:
             spec,
             evidence,
             self.scorers(),
-            self._config.exam,
+            config or self._config.exam,
             seed=seed,
             at_once=at_once,
             model=subject.model,
             on_progress=on_progress,
         )
+
+    async def gather(
+        self,
+        data: Sequence[str],
+        case_files: Sequence[str],
+        spec: ToolSpec,
+        *,
+        seed: int = 0,
+        screened: bool = True,
+        on_progress: OnProgress = lambda *_: None,
+    ) -> Evidence:
+        """What a tool is examined on, from files of rows and of cases.
+
+        Args:
+            data: Files of rows.
+            case_files: Files of cases.
+            spec: The tool.
+            seed: See `verl_rlar.exam.evidence.gather`.
+            screened: Whether the built-in tools have a say on which gold can be trusted.
+            on_progress: See `examine`.
+
+        Raises:
+            DataError: A file cannot be read, or a case file is wrong.
+        """
+        exam = self._config.exam
+        evidence = Evidence()
+        for path in data:
+            more = gather(read_rows(path), spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
+            evidence = _join(evidence, await self.screen(more, spec, on_progress) if screened else more)
+        for path in case_files:
+            cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
+            evidence = _join(evidence, Evidence(cases=cases))
+        return evidence
+
+    async def run(self, subject: Subject, sample: Sample) -> Verdict:
+        """Runs a verifier once.
+
+        Raises:
+            ToolError: See `verl_rlar.tools.boxed.BoxRunner.run`.
+        """
+        self._sources[subject.spec.source_sha256] = subject.source
+        return await self._boxes.run(subject.spec, sample)
 
 
 async def examine_files(
@@ -131,16 +186,8 @@ async def examine_files(
     Raises:
         DataError: A file cannot be read, or a case file is wrong.
     """
-    exam = config.exam
-    evidence = Evidence()
     async with Hall(config, models) as hall:
-        for path in data:
-            rows = read_rows(path)
-            more = gather(rows, subject.spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
-            evidence = _join(evidence, await hall.screen(more, subject.spec, on_progress))
-        for path in case_files:
-            cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
-            evidence = _join(evidence, Evidence(cases=cases))
+        evidence = await hall.gather(data, case_files, subject.spec, seed=seed, on_progress=on_progress)
         return await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)
 
 

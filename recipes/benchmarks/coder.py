@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The coder on tasks with hidden labelled answers: what was admitted, what it took, and how often it is right.
+
+    python recipes/benchmarks/coder.py                                  # by the cassettes of tests/cassettes
+    python recipes/benchmarks/coder.py --url http://127.0.0.1:8000/v1 --model NAME          # by a live LLM
+    python recipes/benchmarks/coder.py --only units --url ... --model ... --record FOLDER   # and keep its traffic
+    python recipes/benchmarks/coder.py --json                           # prints one object last
+
+Each task has rows with labelled answers, which the coder and the exam get, and as many others, which only this script
+sees. The exit code is 0 only if at least 80 % of the tasks end with an admitted verifier that is right on 99 % of
+those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from verl_rlar.agents.bench import Admitted
+from verl_rlar.agents.coder import Written, write
+from verl_rlar.config import RlarConfig, parse
+from verl_rlar.errors import CassetteError, ToolError
+from verl_rlar.exam.hall import Hall
+from verl_rlar.rows import query_of
+from verl_rlar.types import Sample
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+CASSETTES = ROOT / "tests" / "cassettes"
+QUERIES = 30
+"""Queries of a task, and as many hidden ones."""
+RIGHT = 0.99
+"""Share of the hidden answers on which a verifier must be right."""
+GOALS = {"solved": ">= 0.8 of the tasks"}
+Row = dict[str, Any]
+CONSOLE = Console(stderr=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A task: its words, and rows with a labelled answer each (``is_correct``), those of the exam and hidden ones."""
+
+    name: str
+    words: str
+    rows: Callable[[random.Random], Iterator[tuple[str, str, list[str], list[str]]]]
+    """Endless queries: prompt, reference, right responses, wrong responses."""
+
+    def parts(self) -> tuple[list[Row], list[Row]]:
+        """The rows that the coder gets, and the hidden ones; no query is in both."""
+        found: dict[str, list[Row]] = {}
+        for prompt, reference, right, wrong in self.rows(random.Random(self.name)):
+            if prompt not in found:
+                found[prompt] = [
+                    {"prompt": prompt, "reference": reference, "response": response, "is_correct": correct}
+                    for correct, responses in ((True, right), (False, wrong))
+                    for response in responses
+                ]
+            if len(found) == 2 * QUERIES:
+                break
+        listed = list(found.values())
+        seen, hidden = listed[:QUERIES], listed[QUERIES:]
+        return [row for rows in seen for row in rows], [row for rows in hidden for row in rows]
+
+
+def gsm8k(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Real answers of four models."""
+    with gzip.open(ROOT / "recipes" / "data" / "gsm8k_model_solutions.jsonl.gz", "rt", encoding="utf-8") as file:
+        found: dict[str, list[Row]] = {}
+        for line in file:
+            row = json.loads(line)
+            found.setdefault(row["question"], []).append(row)
+    questions = sorted(found)
+    rng.shuffle(questions)
+    for question in questions:
+        rows = found[question]
+        reference = rows[0]["ground_truth"].rpartition("A:")[2].strip()
+        right, wrong = ([r["response"] for r in rows if r["is_correct"] is label] for label in (True, False))
+        yield question, reference, right, wrong
+
+
+def units(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Lengths, masses and times in another unit."""
+    names = {"m": "metres", "km": "kilometres", "cm": "centimetres", "g": "grams", "kg": "kilograms"}
+    names |= {"min": "minutes", "h": "hours", "s": "seconds"}
+    ways = (("km", "m", 1000), ("m", "cm", 100), ("kg", "g", 1000), ("h", "min", 60), ("min", "s", 60))
+    while True:
+        source, target, factor = rng.choice(ways)
+        number = rng.choice([rng.randint(2, 60), rng.randint(5, 99) / 4])
+        value = number * factor
+        text = f"{value:g}" if value < 1e5 else f"{value:.0f}"
+        prompt = f"Convert {number:g} {names[source]} to {names[target]}. Give the number with its unit."
+        right = [f"{text} {target}", f"That is {value:,g} {names[target]}." if value < 1e5 else f"{text}{target}"]
+        right.append(f"1 {source} is {factor} {target}, so {number:g} {source} is {text} {target}.")
+        wrong = [f"{text} {source}", f"It is {value * 10:.10g} {target}.", f"{text}", f"-{text} {target}"]
+        wrong += [f"{value + 1:.10g} {names[target]}", f"{text} {target} or {value / 10:.10g} {target}"]
+        yield prompt, f"{text} {target}", right, wrong
+
+
+def dates(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """A date some days before or after another one."""
+    while True:
+        start = date(2000, 1, 1) + timedelta(rng.randrange(9000))
+        days = rng.choice([-1, 1]) * rng.randint(3, 400)
+        end = start + timedelta(days)
+        side = "after" if days > 0 else "before"
+        prompt = f"Which date is {abs(days)} days {side} {start.isoformat()}?"
+
+        def spelled(day: date) -> str:
+            return f"{day.day} {day:%B} {day.year}"
+
+        right = [f"It is {end.isoformat()}.", spelled(end)]
+        right.append(f"{start.isoformat()} is the start.\nThe answer is {end:%B} {end.day}, {end.year}.")
+        others = [end + timedelta(1), end - timedelta(1), end + timedelta(365), start]
+        wrong = [f"It is {others[0].isoformat()}.", spelled(others[1]), f"The answer is {others[2].isoformat()}."]
+        wrong += [f"{start.isoformat()}", f"{end.isoformat()} or {others[0].isoformat()}", f"{end.year}-{end.month:02}"]
+        yield prompt, end.isoformat(), right, wrong
+
+
+WORDS = "apple cedar fig grape iris kiwi lemon maple olive peach quince rose sage thyme violet walnut".split()
+
+
+def sorting(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Words in alphabetical order."""
+    while True:
+        chosen = rng.sample(WORDS, rng.randint(4, 6))
+        done = sorted(chosen)
+        if chosen == done:
+            continue
+        swapped = [done[1], done[0], *done[2:]]
+        other = next(word for word in WORDS if word not in chosen)
+        prompt = f"Put these words in alphabetical order: {', '.join(chosen)}."
+        right = [", ".join(done), "Sorted:\n" + "\n".join(f"- {word}" for word in done)]
+        right.append("\n".join(f"{place}. {word.title()}" for place, word in enumerate(done, start=1)))
+        wrong = [", ".join(swapped), ", ".join(done[:-1]), ", ".join(chosen), ", ".join([*done, other])]
+        wrong += [", ".join(done[::-1]), ", ".join([*done, done[-1]]), f"{', '.join(done)}\nNo: {', '.join(swapped)}"]
+        yield prompt, ", ".join(done), right, wrong
+
+
+def solutions(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Both solutions of a quadratic equation, in any order."""
+    while True:
+        first, second = sorted(rng.sample([n for n in range(-12, 13) if n], 2))
+        total, product = -(first + second), first * second
+        terms = f"x^2 {'+' if total >= 0 else '-'} {abs(total)}x {'+' if product >= 0 else '-'} {abs(product)} = 0"
+        if not total:
+            continue
+        prompt = f"Find all real solutions of {terms}. List them, separated by commas."
+        right = [
+            f"{second}, {first}",
+            f"The solutions are x = {first} and x = {second}.",
+            f"\\boxed{{{first}, {second}}}",
+        ]
+        wrong = [f"{first}", f"x = {second}", f"{first}, {second}, {second + 1}", f"{-first}, {-second}"]
+        wrong += [f"The solutions are x = {first} and x = {second + 1}.", f"{first}, {first}"]
+        if first == -second:
+            continue
+        yield prompt, f"{first}, {second}", right, wrong
+
+
+TASKS = (
+    Task(name="gsm8k", words="the final number of a worked solution is that of the reference", rows=gsm8k),
+    Task(name="units", words="a quantity is the right number in the unit that is asked for", rows=units),
+    Task(name="dates", words="a date, however it is written, is that of the reference", rows=dates),
+    Task(name="sorting", words="the words of the prompt are listed in the reference's order, each once", rows=sorting),
+    Task(name="solutions", words="all solutions are listed, in any order, and no other number", rows=solutions),
+)
+
+
+def config_of(arguments: argparse.Namespace, folder: Path) -> RlarConfig:
+    """The settings of a run."""
+    base = os.environ.get("RLAR_TEST_BASE")
+    agents: dict[str, Any] = {"url": arguments.url, "model": arguments.model, "wall_s": 3600}
+    return parse(
+        {
+            "run_dir": str(folder),
+            "agents": {**agents, "timeout_s": 900},
+            "exam": {"max_queries": QUERIES, "repeats": 24},
+            "sandbox": {"base": base} if base else {},
+        }
+    )
+
+
+def written(task: Task, arguments: argparse.Namespace, folder: Path) -> Written:
+    """Runs the coder on a task."""
+    rows, _ = task.parts()
+    file = folder / f"{task.name}.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    replay = None if arguments.url else Path(arguments.cassettes) / f"write_{task.name}.jsonl"
+    if replay and not replay.exists():
+        raise CassetteError(f"there is no cassette {replay}; give --url and --model")
+    return write(
+        task.words,
+        [str(file)],
+        config_of(arguments, folder),
+        folder=folder / "agents",
+        name=task.name,
+        record=Path(arguments.record) / f"write_{task.name}.jsonl" if arguments.record else None,
+        note=arguments.note,
+        replay=replay,
+        on_event=lambda kind, what: CONSOLE.print(f"{task.name}: {kind} {getattr(what, 'state', '')}", highlight=False),
+    )
+
+
+async def accuracy(admitted: Admitted, rows: list[Row], config: RlarConfig) -> float:
+    """Share of labelled answers on which a verifier is right."""
+    right = 0
+    async with Hall(config) as hall:
+        for row in rows:
+            try:
+                verdict = await hall.run(admitted.subject, Sample(query=query_of(row), response=row["response"]))
+            except ToolError:
+                continue
+            right += verdict.value is not None and (verdict.value >= 0.5) is row["is_correct"]
+    return right / len(rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", action="append", choices=[task.name for task in TASKS], help="Repeatable.")
+    parser.add_argument("--url", help="Base address of an OpenAI-compatible endpoint.")
+    parser.add_argument("--model")
+    parser.add_argument("--cassettes", default=str(CASSETTES), help="Where cassettes are, without --url.")
+    parser.add_argument("--record", help="Folder for new cassettes.")
+    parser.add_argument("--note", default="", help="What they say about who wrote the answers.")
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    chosen = [task for task in TASKS if not arguments.only or task.name in arguments.only]
+    table = Table("task", "schemes", "versions", "tokens", "cases", "sealed", "came to", "right on hidden", box=None)
+    figures: dict[str, Any] = {"tasks": len(chosen), "solved": 0}
+    with tempfile.TemporaryDirectory() as place:
+        for task in chosen:
+            came = written(task, arguments, Path(place))
+            _, hidden = task.parts()
+            right = 0.0
+            if came.admitted:
+                right = asyncio.run(accuracy(came.admitted, hidden, config_of(arguments, Path(place))))
+            figures["solved"] += right >= RIGHT
+            figures[task.name] = {
+                "schemes": len(came.schemes),
+                "versions": len(came.trials),
+                "tokens": came.agent.tokens,
+                "admitted": came.admitted is not None,
+                "hidden_answers": len(hidden),
+                "right": round(right, 4),
+            }
+            cells = (len(came.schemes), len(came.trials), came.agent.tokens, came.cases, came.sealed, came.why)
+            table.add_row(task.name, *map(str, cells), f"{right:.4f} of {len(hidden)}" if came.admitted else "-")
+    Console(width=160).print(table)
+    ok = figures["solved"] >= 0.8 * len(chosen)
+    if arguments.json:
+        print(json.dumps({"name": "coder", "figures": figures, "goals": GOALS, "ok": ok}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the agents of a run spend on their LLM: one account for all of them, with its caps and its pace.
+
+Agents are processes of their own; what they share is a SQLite file in the folder of their transcripts. Each try of a
+call takes from it first, with what it is expected to read, and settles when its usage is known.
+
+Guarantees: no call is begun that would exceed a cap of the task's money, or of the run's calls, tokens, money or
+seconds (`verl_rlar.config.AgentsConfig`), as far as is known then; a call waits while the last minute is full (`rpm`,
+`tpm`), across processes; what was settled adds up to what the endpoint said, to the token. A try that never came to its
+end counts with what it was expected to read, also if its process was killed; one that was refused and made again does
+not.
+
+Not covered: what an answer will be long, before it is there: a cap can be exceeded by one answer. Folders without
+working locks (NFS).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from verl_rlar.agents.llm import OutOfTokens
+from verl_rlar.config import AgentsConfig
+from verl_rlar.errors import AgentError
+
+FILE = "spending.sqlite"
+MINUTE_S = 60.0
+LOOK_S = 0.5
+"""Longest pause between two looks at the account, in seconds."""
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL, "
+    "read INTEGER NOT NULL, written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spent:
+    """What was spent."""
+
+    calls: int
+    """Tries of calls."""
+    read: int
+    written: int
+    dollars: float
+    seconds: float
+    """Time waited for answers."""
+
+    @property
+    def tokens(self) -> int:
+        return self.read + self.written
+
+
+class Purse:
+    """The account, as one agent sees it.
+
+    Args:
+        folder: Where it is kept; made if missing.
+        task: What the agent works on; its money is counted by this name, over all its tries.
+        config: Caps, prices, pace.
+        clock: Seconds since the epoch.
+        sleep: Waits.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        task: str,
+        config: AgentsConfig,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._path, self._task, self._config = folder / FILE, task, config
+        self._clock, self._sleep = clock, sleep
+        self._open: int | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with self._account() as account:
+                account.execute(_SCHEMA)
+        except OSError as error:
+            raise AgentError(f"{self._path} cannot be written: {error.strerror or error}") from None
+
+    def take(self, expected: int) -> None:
+        """Begins a try of a call, when the pace lets it.
+
+        Args:
+            expected: Tokens that it will read.
+
+        Raises:
+            OutOfTokens: A cap would be exceeded.
+            AgentError: The account cannot be read or written.
+        """
+        self._end(refused=True)
+        while True:
+            with self._account() as account:
+                self._check(account, expected)
+                wait = self._wait(account, expected)
+                if not wait:
+                    row = (self._task, self._clock(), expected, 0, self._dollars(expected, 0), 0.0)
+                    columns = "task, at, read, written, dollars, seconds"
+                    cursor = account.execute(f"INSERT INTO calls ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+                    self._open = cursor.lastrowid
+                    return
+            self._sleep(min(wait, LOOK_S))
+
+    def settle(self, read: int, written: int) -> None:
+        """Says what the last try took."""
+        with self._account() as account:
+            account.execute(
+                "UPDATE calls SET read = ?, written = ?, dollars = ? WHERE id = ?",
+                (read, written, self._dollars(read, written), self._open),
+            )
+        self._end()
+
+    def spent(self, task: str | None = None) -> Spent:
+        """What was spent on a task; None: on all of the run."""
+        with self._account() as account:
+            return self._spent(account, task)
+
+    def _end(self, *, refused: bool = False) -> None:
+        """Keeps the time that the last try took; one that is made again was refused, and no token was used."""
+        if self._open is not None:
+            more = ", read = 0, dollars = 0" if refused else ""
+            with self._account() as account:
+                account.execute(f"UPDATE calls SET seconds = ? - at{more} WHERE id = ?", (self._clock(), self._open))
+            self._open = None
+
+    @contextmanager
+    def _account(self) -> Iterator[sqlite3.Connection]:
+        """The account, nobody else's meanwhile."""
+        try:
+            connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                yield connection
+                connection.execute("COMMIT")
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise AgentError(f"the account of the agents, {self._path}, cannot be used: {error}") from None
+
+    def _spent(self, account: sqlite3.Connection, task: str | None) -> Spent:
+        where, values = ("WHERE task = ?", (task,)) if task is not None else ("", ())
+        sums = "COUNT(*), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds)"
+        calls, read, written, dollars, seconds = account.execute(f"SELECT {sums} FROM calls {where}", values).fetchone()
+        return Spent(calls=calls, read=int(read), written=int(written), dollars=dollars, seconds=seconds)
+
+    def _dollars(self, read: int, written: int) -> float:
+        return (read * self._config.dollars_read + written * self._config.dollars_written) / 1e6
+
+    def _check(self, account: sqlite3.Connection, expected: int) -> None:
+        config, money = self._config, self._dollars(expected, 0)
+        run, task = self._spent(account, None), self._spent(account, self._task)
+        caps = (
+            ("dollars", task.dollars, money, config.dollars),
+            ("run_dollars", run.dollars, money, config.run_dollars),
+            ("run_calls", run.calls, 1, config.run_calls),
+            ("run_tokens", run.tokens, expected, config.run_tokens),
+            ("run_s", run.seconds, 0, config.run_s),
+        )
+        for name, had, more, cap in caps:
+            if cap is not None and (had + more > cap or had > cap or (not more and had >= cap)):
+                raise OutOfTokens(
+                    f"{had:,.6g} are spent and the next call takes some {more:,.6g} more; rlar.agents.{name} is "
+                    f"{cap:,.6g}: raise it to go on"
+                )
+
+    def _wait(self, account: sqlite3.Connection, expected: int) -> float:
+        """Seconds until the pace lets a call begin, if nothing else happens; 0: now."""
+        now, config = self._clock(), self._config
+        query = "SELECT at, read + written FROM calls WHERE at > ? ORDER BY at DESC"
+        recent = account.execute(query, (now - MINUTE_S,)).fetchall()
+        tokens = expected
+        for place, (at, took) in enumerate(recent, start=1):
+            tokens += took
+            full = config.rpm is not None and place >= config.rpm
+            if full or (config.tpm is not None and tokens > config.tpm):
+                return max(at + MINUTE_S - now, 0.001)
+        return 0.0
