@@ -7,7 +7,8 @@
 #
 #   RLAR_TEST_VENV    the virtual environment to use, made if missing (default: .venv-test in the checkout)
 #   REQUIRE_DOCKER=1  (or CI=true) has a Docker engine installed and started where none answers, which takes root on
-#                     Debian or Ubuntu, and ends it; no engine is a failure then. Else the tests that need one are skipped
+#                     Debian or Ubuntu, and ends it; no engine is a failure then. Else the tests that need one are skipped.
+#                     Chromium is installed, too, where there is none
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=${RLAR_TEST_VENV:-$PWD/.venv-test}
@@ -22,6 +23,8 @@ trap 'exit 143' TERM
 trap 'exit 130' INT
 if [[ ${REQUIRE_DOCKER:-} == 1 || ${CI:-} == true ]]; then
   engine_up
+  . tests/browser.sh
+  browser_up
 elif engine_answers; then
   engine_up || true
 fi

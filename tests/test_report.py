@@ -28,7 +28,7 @@ from verl_rlar.cli import app
 from verl_rlar.errors import LedgerError
 from verl_rlar.ledger import FILE_NAME, SCHEMA_VERSION, Ledger, Row, read
 from verl_rlar.library import FOLDER_NAME, LibraryView
-from verl_rlar.report import alarms, reading, samples
+from verl_rlar.report import alarms, reading, samples, tools
 from verl_rlar.report.figures import gather
 from verl_rlar.report.live import HOST, Live, watched
 from verl_rlar.report.page import as_data, policy, render
@@ -178,6 +178,12 @@ def test_a_sample_of_the_rows_is_spread_and_scaled(
     assert few["calls"] == pytest.approx(all_of["calls"], rel=0.35) and few["sampled"] < all_of["sampled"]
     assert len([1 for n in few["points"]["scored"] if n]) > STEPS / 2
     assert figures_of(folder)["tools"] == sampled["tools"]
+
+
+def test_of_very_many_tools_those_have_a_page_that_were_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tools, "PAGES", 2)
+    figures = figures_of(make_run(tmp_path))
+    assert {page["name"] for page in figures["tools"]} == {"final_answer", "model"} and figures["tools_left_out"] == 1
 
 
 def test_long_runs_have_few_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

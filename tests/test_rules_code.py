@@ -156,11 +156,16 @@ def test_prompt_may_hold_its_code_in_a_fence() -> None:
     ],
     ids=range(11),
 )
-def test_reading_a_hostile_response_takes_no_time(response: str) -> None:
+def test_reading_a_hostile_response_takes_time_in_proportion_to_its_length(response: str) -> None:
     prompt = prompt_code(ADD_PROMPT, "add")
-    start = time.perf_counter()
-    program_of(response, prompt, ("add", "sub"))
-    assert time.perf_counter() - start < 2.0
+
+    def seconds(text: str) -> float:
+        start = time.process_time()
+        program_of(text, prompt, ("add", "sub"))
+        return time.process_time() - start
+
+    tenth = response[: len(response) // 10]
+    assert seconds(response) < 40 * min(seconds(tenth) for _ in range(3)) + 0.2
 
 
 @settings(max_examples=200, deadline=None)

@@ -137,6 +137,31 @@ def test_the_ledger_has_exactly_one_row_per_response(folder: Path) -> None:
     assert validated == [(0, VAL_ROWS), (STEPS, VAL_ROWS)]
 
 
+def test_a_report_of_the_run_can_be_made(folder: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "verl_rlar",
+        "report",
+        str(folder / "checkpoints"),
+        "-o",
+        str(tmp_path / "run.html"),
+    ]
+    done = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["run"]["rows"] == STEPS * PROMPTS * RESPONSES + 2 * VAL_ROWS and figures["run"]["texts"]
+    assert figures["curves"]["train"]["steps"] == [[step, step] for step in range(1, STEPS + 1)]
+    assert {(flow["source"], flow["kind"], flow["route"]) for flow in figures["flow"]} == {
+        ("chat", "open", "-"),
+        ("gsm8k", "math", "final_answer"),
+        ("ifeval", "constraints", "instruction_constraints"),
+    }
+    used = {tool["name"]: tool["state"] for tool in figures["tools"] if tool["use"]}
+    assert used == {"final_answer": "live", "instruction_constraints": "live"}
+    assert "Write about number" in (tmp_path / "run.html").read_text()
+
+
 def test_every_group_is_whole_and_has_one_route_and_one_ruler(folder: Path) -> None:
     groups = query(
         folder,

@@ -6,7 +6,7 @@
     run          place, starts of training, rows, groups, steps, what was sampled, whether texts are there
     curves       by split: steps, all, outcomes, groups, tasks, routes, uncovered; a point is one step or a few
     flow         data source, kind of query, tools: responses and their mean
-    tools        a page each, see `verl_rlar.report.tools`; sources, by the hash that a page names
+    tools        a page each, see `verl_rlar.report.tools`; sources, by the hash that a page names; tools_left_out
     events       what happened in the library
     alarms       see `verl_rlar.report.alarms`
     costs        seconds by tool
@@ -80,6 +80,7 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
             "curves": {split: _curves(reading, split) for split in ("train", "val") if reading.axes[split].points},
             "flow": seen.flows(scale),
             "tools": pages,
+            "tools_left_out": max(0, len({*specs, *seen.uses.of}) - len(pages)),
             "sources": sources if texts else {},
             "events": changes(library),
             "costs": _costs(pages),

@@ -108,6 +108,7 @@ class Live:
 
     @property
     def path(self) -> str:
+        """Path of the page, which holds the key."""
         return f"/{self._key}/"
 
     def refresh(self) -> None:
@@ -141,10 +142,11 @@ class Live:
         self._figures, self.tag, self._state = figures, f'"{tag}"', state
 
     def page(self) -> bytes:
-        self.refresh()
+        """The page with the latest figures; it asks for newer ones by itself."""
         return render(self._figures, live_s=self._refresh_s)
 
     def data(self) -> bytes:
+        """The latest figures."""
         return as_data(self._figures).encode()
 
 

@@ -351,7 +351,7 @@ function alarmSection() {
       return h("button", { type: "button", class: "open", onclick: () => openSamples(wanted) }, "Show samples");
     return h("span", {});
   };
-  const words = { bad: "serious", warn: "worth a look", note: "for your information" };
+  const words = { bad: "serious", warn: "worth a look", note: "to know" };
   return section(
     "alarms",
     "Alarms",
@@ -526,7 +526,7 @@ function toolSection() {
           [
             ["used", `used (${counts.used})`],
             ["standing", `live and shadow (${counts.standing})`],
-            ["all", `all (${counts.all})`],
+            ["all", `all (${counts.all}${figures.tools_left_out ? `, ${figures.tools_left_out} left out` : ""})`],
           ],
           state.toolsShown,
           (value) => {

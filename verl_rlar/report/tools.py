@@ -36,6 +36,8 @@ SOURCE = 60_000
 """Most characters of a source."""
 SOURCES = 1_500_000
 """Most characters of all sources together."""
+PAGES = 400
+"""Most tools with a page; those go first that were used most."""
 CHECKED_GROUPS = 600
 """Groups of tools in the shadow that are compared with the tools in place."""
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
@@ -182,7 +184,16 @@ def book(
         page["card"] = _card(card) if isinstance(card, dict) else None
         page["calibration"] = _curve(card, spec)
         pages.append(page)
-    return pages, sources
+    pages.sort(key=_rank)
+    kept = pages[:PAGES]
+    return kept, {sha: text for sha, text in sources.items() if any(page.get("source") == sha for page in kept)}
+
+
+def _rank(page: Mapping[str, Any]) -> tuple[bool, int]:
+    """Sound tools that nobody has asked are the last ones."""
+    flipped = any(one["flipped"] is not None for one in page["canaries"])
+    standing = page["state"] in ("live", "shadow", "quarantined", "rolled_back")
+    return not (page["use"] or page["shadow"] or flipped or standing), -(page["use"] or {"calls": 0})["calls"]
 
 
 def _facts(spec: ToolSpec | dict[str, Any]) -> dict[str, Any]:
