@@ -33,7 +33,8 @@ def report_command(
     ] = None,
     groups: Annotated[int, typer.Option(min=0, metavar="N", help="Most groups of responses to look at.")] = 240,
     texts: Annotated[
-        bool, typer.Option("--texts/--no-texts", help="Prompts, responses and sources; without: to be shown around.")
+        bool,
+        typer.Option("--texts/--no-texts", help="Prompts, responses, sources, reasons; without: to be shown around."),
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
     as_json: Json = False,

@@ -683,9 +683,8 @@ function sankey(flows) {
     const room = small ? 4 : 150;
     const places = [room, wide / 2 - thick / 2, wide - thick - room];
     columns.forEach((column) => {
-      let at = 6;
       const used = sum(column.map((node) => Math.max(2, node.n * scale))) + gap * (column.length - 1);
-      at = Math.max(6, (tall - used) / 2);
+      let at = Math.max(6, (tall - used) / 2);
       for (const node of column) {
         node.y = at;
         node.tall = Math.max(2, node.n * scale);

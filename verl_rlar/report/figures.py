@@ -46,6 +46,8 @@ PAID = 0.8
 """Value from which on a response counts as paid."""
 PROMPTS = 4
 """Prompts for which one response was paid, from which on it is a sign."""
+QUOTING = frozenset({"prompt", "reference", "response", "reason"})
+"""Names of values that are, or may quote, texts."""
 MEASURED = 600
 """Groups whose texts are measured."""
 COUNTS = ("n", "scored", "failed", "hacked", "abstained", "groups", "many", "flat", "total", "sent")
@@ -58,7 +60,8 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
         place: The ledger, or the folder that holds it.
         library: The run's library; None: there is none, and pages of tools hold what the ledger has.
         groups: Most groups of responses to look at.
-        texts: Whether their texts are wanted; without them the report holds nothing of the data but names.
+        texts: Whether texts are wanted: of prompts, responses and sources, of an exam's cases, and reasons, which may
+            quote any of them.
 
     Raises:
         LedgerError: There is no ledger, or none that can be read, or nothing in it yet.
@@ -71,6 +74,7 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
         scale = reading.rows / max(1, seen.rows)
         pages, sources = book(reading, library, specs, seen.uses, scale)
         in_shadow = shadowed(reading, MEASURED)
+        pages = pages if texts else _silent(pages)
         marks = {"disagree": seen.disagree | _against_shadows(reading, in_shadow), "repeated": seen.repeats()}
         figures: dict[str, Any] = {
             "version": 1,
@@ -93,9 +97,17 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
             },
         }
         figures["alarms"] = alarms(figures)
-        figures["samples"] = samples(reading, marks, groups=groups, texts=texts)
+        found = samples(reading, marks, groups=groups, texts=texts)
+        figures["samples"] = found if texts else _silent(found)
         figures["run"]["texts"] = any(one["prompt"] or one["responses"][0]["text"] for one in figures["samples"])
     return figures
+
+
+def _silent(value: Any) -> Any:
+    """Figures without texts that are, or may quote, the data's or the policy's."""
+    if isinstance(value, dict):
+        return {name: "" if name in QUOTING and isinstance(one, str) else _silent(one) for name, one in value.items()}
+    return [_silent(one) for one in value] if isinstance(value, list) else value
 
 
 # --- Sampled rows -----------------------------------------------------------------------------------------------------
