@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        "routing.py",
+        "routing.py --answers 20",
         "calibration.py",
         "exam.py --no-boxes",
         "report.py --rows 20000",
@@ -36,6 +36,18 @@ def test_a_benchmark_reaches_its_goals(command: str) -> None:
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) >= {"name", "figures", "goals", "ok"}
     assert result["ok"] and done.returncode == 0, result
+
+
+def test_many_distinct_prompts_are_routed_and_few_clusters_are_made() -> None:
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    done = subprocess.run(
+        [sys.executable, str(BENCHMARKS / "dispatch.py"), "--scale", "20000", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["figures"]["prompts"] == 20_000 and result["figures"]["clusters"] < 64, result
 
 
 def of_boxes(command: str) -> dict[str, Any]:

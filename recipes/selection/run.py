@@ -51,7 +51,7 @@ from verl_rlar.types import Kind, Message, Query, Route, Scope, Snapshot, ToolSp
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "rewardmath_scores.jsonl.gz"
 FOLDS = 10
-REPEATS = 3
+REPEATS = 5
 BOOTSTRAPS = 10_000
 GOAL = 0.10
 PUBLISHED = {
