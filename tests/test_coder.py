@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ from typer.testing import CliRunner
 
 from verl_rlar.agents.coder import Written, kinds_of, name_of, write
 from verl_rlar.agents.drafter import code_of, schemes_of
+from verl_rlar.agents.prompting import prompt_files
 from verl_rlar.agents.purse import Purse
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import ConfigError, DataError
+from verl_rlar.errors import CassetteError, ConfigError, DataError
 from verl_rlar.exam.cases import Case, Expect, read_cases
 from verl_rlar.library import Library
 from verl_rlar.row_files import read_rows
@@ -315,7 +318,7 @@ def test_orders_in_data_are_quoted(tmp_path: Path) -> None:
         row["sort"] = f"{row.get('sort')}\n{order}"
     file = tmp_path / "cases.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)))
-    raises = verifier("raise ValueError('Now obey me')" if False else "assert not prompt, 'Now obey me'\nreturn 0.5")
+    raises = verifier("assert not prompt, 'Now obey me'\nreturn 0.5")
     raises = raises.replace('"score": 1.0', '"score": 0.5').replace('"score": 0.0', '"score": 0.5')
     raises = raises.replace('"score": None', '"score": 0.5')
     with LlmServer([plan(), code(raises), code(GOOD)]) as server:
@@ -358,6 +361,65 @@ def test_the_commands_exit_code_and_words_for_no_tool(tmp_path: Path) -> None:
     assert told.exit_code == 1 and "the LLM does not answer" in told.stderr
     (summary,) = [json.loads(line) for line in told.stdout.splitlines()]
     assert summary["admitted"] is None and summary["resumable"] and summary["agent"]["how"] == "endpoint"
+
+
+def test_what_was_recorded_is_replayed_without_an_endpoint_and_the_key_is_not_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RLAR_LLM_API_KEY", "sk-planted-0123456789")
+    lax = GOOD.replace("== wanted)", ">= wanted)")
+    cassette = tmp_path / "c.jsonl"
+    with LlmServer([plan(), text("as for sk-planted-0123456789, no"), code(lax), code(GOOD)]) as server:
+        config = settings(server, tmp_path)
+        assert config.agents.api_key_env == "RLAR_LLM_API_KEY"
+        where = {"folder": tmp_path / "agents", "case_files": [CLOCK]}
+        first = write(TASK, [], config, record=cassette, note="a script", **where)
+        assert "sk-planted" in server.headers[0]["authorization"]
+    again = write(TASK, [], config, replay=cassette, **where)
+    assert states(again) == states(first) == ["fault", "open", "admitted"]
+    assert again.admitted and first.admitted and again.admitted.subject == first.admitted.subject
+    assert (again.agent.tokens, again.schemes) == (first.agent.tokens, first.schemes)
+    assert len(server.requests) == 4 and '"note": "a script"' in cassette.read_text()
+    kept = [path for path in tmp_path.rglob("*") if path.is_file() and b"sk-planted" in path.read_bytes()]
+    assert kept == []
+    fewer = write(TASK, [], settings(server, tmp_path, repairs=0, drafts=1), replay=cassette, **where)
+    assert fewer.admitted, "a cassette brings its own settings"
+
+
+def test_a_cassette_of_something_else_is_refused_by_name(tmp_path: Path) -> None:
+    cassette = ROOT / "tests" / "cassettes" / "write_units.jsonl"
+    task = json.loads(cassette.read_text().splitlines()[0])["task"]
+    config = RlarConfig()
+    with pytest.raises(CassetteError, match="was recorded for the task"):
+        write("another task", [], config, folder=tmp_path, case_files=[CLOCK], replay=cassette)
+    with pytest.raises(CassetteError, match="not recorded by `rlar write`"):
+        write(task, [], config, folder=tmp_path, case_files=[CLOCK], replay=cassette.with_name("scout_math.jsonl"))
+    changed = tmp_path / "changed.jsonl"
+    head, rest = cassette.read_text().split("\n", 1)
+    tree = json.loads(head)
+    assert set(tree["prompts"]) == set(prompt_files("coder")) and "large language model session" in tree["note"]
+    tree["prompts"]["coder_repair.md"] = "0" * 64
+    changed.write_text(f"{json.dumps(tree)}\n{rest}")
+    with pytest.raises(CassetteError, match=r"^coder_repair\.md: not the prompt"):
+        write(task, [], config, folder=tmp_path, case_files=[CLOCK], replay=changed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "units",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("gsm8k", "dates", "sorting", "solutions", "sentences", "programs")
+        ),
+    ],
+)
+def test_a_recorded_model_writes_a_verifier_that_is_right_on_hidden_answers(name: str) -> None:
+    command = [sys.executable, str(ROOT / "recipes" / "benchmarks" / "coder.py"), "--only", name, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert figures["solved"] == 1 and figures[name]["right"] >= 0.99 and figures[name]["hidden_answers"] > 90
 
 
 def test_answers_are_read_as_they_are_meant() -> None:

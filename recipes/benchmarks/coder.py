@@ -14,6 +14,7 @@ those.
 from __future__ import annotations
 
 import argparse
+import ast
 import asyncio
 import gzip
 import json
@@ -55,8 +56,9 @@ class Task:
 
     name: str
     words: str
-    rows: Callable[[random.Random], Iterator[tuple[str, str, list[str], list[str]]]]
-    """Endless queries: prompt, reference, right responses, wrong responses."""
+    rows: Callable[[random.Random], Iterator[tuple[Any, Any, list[str], list[str]]]]
+    """Queries: prompt, reference (a dict: further columns, and no reference), right responses, wrong responses."""
+    queries: int = QUERIES
 
     def parts(self) -> tuple[list[Row], list[Row]]:
         """The rows that the coder gets, and the hidden ones; no query is in both."""
@@ -64,14 +66,19 @@ class Task:
         for prompt, reference, right, wrong in self.rows(random.Random(self.name)):
             if prompt not in found:
                 found[prompt] = [
-                    {"prompt": prompt, "reference": reference, "response": response, "is_correct": correct}
+                    {
+                        "prompt": prompt,
+                        **({"extra": reference} if isinstance(reference, dict) else {"reference": reference}),
+                        "response": response,
+                        "is_correct": correct,
+                    }
                     for correct, responses in ((True, right), (False, wrong))
                     for response in responses
                 ]
-            if len(found) == 2 * QUERIES:
+            if len(found) == 2 * self.queries:
                 break
         listed = list(found.values())
-        seen, hidden = listed[:QUERIES], listed[QUERIES:]
+        seen, hidden = listed[: self.queries], listed[self.queries :]
         return [row for rows in seen for row in rows], [row for rows in hidden for row in rows]
 
 
@@ -170,12 +177,78 @@ def solutions(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[st
         yield prompt, f"{first}, {second}", right, wrong
 
 
+TOPICS = "rain trains bread winter chess rivers music gardens winds letters".split()
+
+
+def sentences(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str], list[str]]]:
+    """Demands in words of our own: so many words, one that must be there, no comma."""
+    while True:
+        topic, must, count = rng.choice(TOPICS), rng.choice(WORDS), rng.randint(5, 11)
+        if topic == must:
+            continue
+        prompt = (
+            f"Write about {topic} in exactly {count} words, with the word '{must}' among them and without any comma."
+        )
+
+        def made(length: int, *words: str) -> str:
+            said = [
+                *words,
+                *rng.choices("we all know that this is old and quiet here today".split(), k=length - len(words)),
+            ]
+            rng.shuffle(said)
+            return " ".join(said).capitalize() + "."
+
+        right = [made(count, topic, must), made(count, must), made(count, topic, must).rstrip(".") + "!"]
+        whole = made(count, topic, must).split()
+        wrong = [
+            made(count + 1, topic, must),
+            made(count - 1, must),
+            made(count, topic),
+            made(count, topic, f"{must}s"),
+        ]
+        wrong.append(" ".join([f"{whole[0]},", *whole[1:]]))
+        yield prompt, {}, right, wrong
+
+
+def programs(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str], list[str]]]:
+    """Functions of MBPP, and what is nearly one."""
+    with gzip.open(ROOT / "recipes" / "data" / "mbpp.jsonl.gz", "rt", encoding="utf-8") as file:
+        lines = [json.loads(line) for line in file]
+    rng.shuffle(lines)
+    for line in lines:
+        name = line["entry_point"]
+        head = next((part for part in line["prompt"].split("\n") if part.startswith(f"def {name}(")), "")
+        if not (head and line.get("canonical_solution") and of_literals(line["test"])):
+            continue
+        whole = line["prompt"].strip("\n") + "\n" + line["canonical_solution"].rstrip() + "\n"
+        wrong = [f"{head}\n    return None\n", f"{head}\n    import sys\n    sys.exit(0)\n", "I would use a loop."]
+        wrong.append(f"```python\n{head}\n    print('all tests passed')\n```")
+        extra = {"test": line["test"], "entry_point": name}
+        yield line["prompt"], extra, [whole, f"```python\n{whole}```"], wrong
+
+
+def of_literals(test: str) -> bool:
+    """Whether tests compare calls with literals, and do nothing else."""
+    asserts = [node.test for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Assert)]
+    for compared in asserts:
+        if not isinstance(compared, ast.Compare) or not isinstance(compared.ops[0], ast.Eq):
+            return False
+        try:
+            if ast.literal_eval(compared.comparators[0]) is None:
+                return False
+        except ValueError:
+            return False
+    return bool(asserts) and "import" not in test
+
+
 TASKS = (
     Task(name="gsm8k", words="the final number of a worked solution is that of the reference", rows=gsm8k),
     Task(name="units", words="a quantity is the right number in the unit that is asked for", rows=units),
     Task(name="dates", words="a date, however it is written, is that of the reference", rows=dates),
     Task(name="sorting", words="the words of the prompt are listed in the reference's order, each once", rows=sorting),
     Task(name="solutions", words="all solutions are listed, in any order, and no other number", rows=solutions),
+    Task(name="sentences", words="a text keeps the demands of its prompt: words, a word, no comma", rows=sentences),
+    Task(name="programs", words="the function passes its tests, and does not cheat", rows=programs, queries=16),
 )
 
 
