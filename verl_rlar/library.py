@@ -6,6 +6,8 @@
                               rolled_back; from which step on it counts, by whom and why; with a checksum
     tools/<digest>/           spec.json, source.py; after an exam card.json, card.md, transcript.json, canaries.json
     inbox/                    what others ask of the writer, see `verl_rlar.inbox`
+    clusters.jsonl            clusters of alike prompts, see `verl_rlar.clusters`
+    competence/               what was known of each snapshot's tools, see `verl_rlar.competence`
     steps.json                the newest step whose tools were handed out, and to which start of training
     lock                      names the process that writes
 
