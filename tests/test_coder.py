@@ -410,7 +410,7 @@ def test_a_cassette_of_something_else_is_refused_by_name(tmp_path: Path) -> None
         "units",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("gsm8k", "dates", "sorting", "solutions", "sentences", "programs")
+            for name in "gsm8k dates sorting solutions sentences programs extraction intervals stdin".split()
         ),
     ],
 )
