@@ -223,8 +223,16 @@ def programs(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str
         whole = line["prompt"].strip("\n") + "\n" + line["canonical_solution"].rstrip() + "\n"
         wrong = [f"{head}\n    return None\n", f"{head}\n    import sys\n    sys.exit(0)\n", "I would use a loop."]
         wrong.append(f"```python\n{head}\n    print('all tests passed')\n```")
+        wrong.append(f"{head}\n    return {first_value(line['test'])!r}\n")
         extra = {"test": line["test"], "entry_point": name}
         yield line["prompt"], extra, [whole, f"```python\n{whole}```"], wrong
+
+
+def first_value(test: str) -> object:
+    """What the first test wants."""
+    compared = next(node.test for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Assert))
+    assert isinstance(compared, ast.Compare)
+    return ast.literal_eval(compared.comparators[0])
 
 
 def of_literals(test: str) -> bool:
