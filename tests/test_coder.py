@@ -410,7 +410,7 @@ def test_a_cassette_of_something_else_is_refused_by_name(tmp_path: Path) -> None
         "units",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("gsm8k", "dates", "sorting", "solutions", "sentences", "programs")
+            for name in "gsm8k dates sorting solutions sentences programs extraction intervals stdin".split()
         ),
     ],
 )
@@ -446,3 +446,12 @@ def test_names_and_kinds_come_from_task_and_rows() -> None:
     assert name_of("The time, of day!") == "the_time_of_day" and name_of("日本") == "verifier"
     assert len(name_of("word " * 50)) <= 40
     assert kinds_of([], [CLOCK]) == {Kind.SHORT_TEXT}
+
+
+@pytest.mark.slow
+def test_verifiers_that_are_nearly_right_are_rejected() -> None:
+    command = [sys.executable, str(ROOT / "recipes" / "benchmarks" / "coder_wrong.py"), "--json", "--only", "sentences"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    figures = json.loads(done.stdout.splitlines()[-1])["figures"]
+    assert figures["wrong"] == 5 and figures["wrong_admitted"] == figures["good_rejected"] == 0

@@ -223,8 +223,16 @@ def programs(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str
         whole = line["prompt"].strip("\n") + "\n" + line["canonical_solution"].rstrip() + "\n"
         wrong = [f"{head}\n    return None\n", f"{head}\n    import sys\n    sys.exit(0)\n", "I would use a loop."]
         wrong.append(f"```python\n{head}\n    print('all tests passed')\n```")
+        wrong.append(f"{head}\n    return {first_value(line['test'])!r}\n")
         extra = {"test": line["test"], "entry_point": name}
         yield line["prompt"], extra, [whole, f"```python\n{whole}```"], wrong
+
+
+def first_value(test: str) -> object:
+    """What the first test wants."""
+    compared = next(node.test for node in ast.walk(ast.parse(test)) if isinstance(node, ast.Assert))
+    assert isinstance(compared, ast.Compare)
+    return ast.literal_eval(compared.comparators[0])
 
 
 def of_literals(test: str) -> bool:
@@ -241,6 +249,82 @@ def of_literals(test: str) -> bool:
     return bool(asserts) and "import" not in test
 
 
+def extraction(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """Three facts of a sentence as JSON."""
+    names, cities = "Ada Ben Cleo Dan Eva Finn Gia Hugo".split(), "Lima Oslo Rome Cairo Quito Delhi Paris Seoul".split()
+    while True:
+        first, city, age = rng.choice(names), rng.choice(cities), rng.randint(18, 80)
+        name = f"{first} {rng.choice(['Lopez', 'Smith', 'Weber', 'Costa'])}"
+        true = {"name": name, "age": age, "city": city}
+        prompt = f'Give name, age and city as JSON: "{name} is {age} and has lived in {city} for ten years."'
+        right = [f"```json\n{json.dumps(true, indent=2)}\n```", json.dumps(dict(reversed(true.items())))]
+        right.append(f"Here is the JSON:\n{json.dumps(true)}")
+        wrong = [
+            json.dumps(true | {"age": age + 1}),
+            json.dumps(true | {"city": first}),
+            json.dumps(true | {"job": "x"}),
+        ]
+        wrong += [json.dumps({"name": name, "age": age}), json.dumps(true | {"age": str(age)}), str(true)]
+        wrong.append(f"{json.dumps(true)}\n{json.dumps(true | {'age': age - 1})}")
+        yield prompt, json.dumps(true), right, wrong
+
+
+def intervals(rng: random.Random) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    """The solutions of an inequality as an interval, in LaTeX or not."""
+    while True:
+        low, shift = rng.randint(-20, 15), rng.randint(1, 9)
+        high = low + rng.randint(2, 12)
+        closed_low, closed_high = rng.random() < 0.5, rng.random() < 0.5
+        signs = ("\\le" if closed_low else "<", "\\le" if closed_high else "<")
+        left, close = "[" if closed_low else "(", "]" if closed_high else ")"
+        other_left, other_close = "(" if closed_low else "[", ")" if closed_high else "]"
+        prompt = f"Solve ${low + shift} {signs[0]} x + {shift} {signs[1]} {high + shift}$. Give an interval."
+        right = [f"$x \\in \\left{left}{low}, {high}\\right{close}$", f"The answer is ${left}{low},{high}{close}$."]
+        right.append(f"We subtract {shift}.\n\\boxed{{{left}{low}, {high}{close}}}")
+        wrong = [
+            f"{other_left}{low}, {high}{close}",
+            f"${left}{low}, {high}{other_close}$",
+            f"{left}{low}, {high + 1}{close}",
+        ]
+        wrong += [f"{left}{low + shift}, {high + shift}{close}", f"{left}{high}, {low}{close}", f"{low}, {high}"]
+        wrong.append(f"{left}{low}, {high}{close} or {other_left}{low}, {high}{close}")
+        yield prompt, f"{left}{low}, {high}{close}", right, wrong
+
+
+def stdin(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str], list[str]]]:
+    """Programs that read numbers and print one."""
+    tests = {"even": "n % 2 == 0", "odd": "n % 2 == 1", "positive": "n > 0", "negative": "n < 0"}
+    tests |= {"divisible by 3": "n % 3 == 0", "greater than 4": "n > 4", "less than 7": "n < 7"}
+    ways = {"sum": "sum(kept)", "maximum": "max(kept, default=0)", "minimum": "min(kept, default=0)"}
+    ways |= {"number": "len(kept)", "sum of squares": "sum(n * n for n in kept)"}
+    chosen = [(way, test) for way in ways for test in tests]
+    rng.shuffle(chosen)
+    for way, test in chosen:
+        prompt = (
+            f"Write a program that reads integers from one line and prints the {way} of those that are {test}, or 0."
+        )
+        lists = [[rng.randint(-9, 15) for _ in range(rng.randint(3, 8))] for _ in range(4)]
+
+        def solved(numbers: list[int], way: str = way, test: str = test) -> int:
+            kept = [n for n in numbers if eval(tests[test], {"n": n})]  # of our own texts above
+            return int(eval(ways[way], {"kept": kept}))
+
+        outputs = [solved(numbers) for numbers in lists]
+        if len(set(outputs)) < 3:
+            continue
+        cases = {"inputs": [" ".join(map(str, ns)) + "\n" for ns in lists], "outputs": [f"{out}\n" for out in outputs]}
+        read = "numbers = list(map(int, input().split()))\n"
+        whole = f"{read}kept = [n for n in numbers if {tests[test]}]\nprint({ways[way]})\n"
+        right = [whole, f"This reads and prints.\n\n```python\n{whole}```\n"]
+        wrong = [
+            f"{read}kept = numbers[1:]\nprint({ways[way]} + 1)\n",
+            f"print({outputs[0]})\n",
+            "import sys\nsys.exit(0)\n",
+        ]
+        wrong += [whole.replace("print(", "print('It is', "), "I would use a loop.", f"print(*{outputs}, sep='\\n')\n"]
+        yield prompt, {"test_cases": cases}, right, wrong
+
+
 TASKS = (
     Task(name="gsm8k", words="the final number of a worked solution is that of the reference", rows=gsm8k),
     Task(name="units", words="a quantity is the right number in the unit that is asked for", rows=units),
@@ -249,6 +333,13 @@ TASKS = (
     Task(name="solutions", words="all solutions are listed, in any order, and no other number", rows=solutions),
     Task(name="sentences", words="a text keeps the demands of its prompt: words, a word, no comma", rows=sentences),
     Task(name="programs", words="the function passes its tests, and does not cheat", rows=programs, queries=16),
+    Task(
+        name="extraction",
+        words="the response is JSON with the three facts of the prompt, and no other",
+        rows=extraction,
+    ),
+    Task(name="intervals", words="an interval with the right ends, each open or closed as it must be", rows=intervals),
+    Task(name="stdin", words="the program prints what its tests expect for their inputs", rows=stdin, queries=14),
 )
 
 

@@ -6,8 +6,8 @@ well, the whole exam with its sealed cases, which decides.
 
 Guarantees: what the coder is told is made of its own words and of open cases; of the sealed ones it learns one bit,
 once for each draft. A draft that is no Python, says unusable things about itself, contradicts its own cases, or does
-what another draft did before is told so. Limits are those of the exam: a draft that is admitted here has the card of a
-tool that `rlar exam` admits. There are no more tries than the settings allow, whatever the coder asks for.
+what another draft did before is told so. Limits are those of the exam, and for answers that people labelled stricter
+than the exam's of some kinds. There are no more tries than the settings allow, whatever the coder asks for.
 
 Not covered: what a coder could make of the bits of many runs on the same data.
 """
@@ -40,6 +40,8 @@ REPEATS = 24
 """Open cases that are asked again to see whether a draft always says the same; the exam itself asks more."""
 LABELLED = ("labelled_right", "labelled_wrong")
 """Sorts of cases that real answers make: these are shown rather than what was made of them."""
+LABELS_WRONG = 0.02
+"""Largest share of labelled answers that a verifier may judge wrongly."""
 EXAMPLES = 6
 """Open queries that a coder is shown."""
 LEAST_QUERIES = 3
@@ -200,14 +202,16 @@ class Bench:
             "seconds_per_1000": card.figures["all"]["seconds_per_1000"].value,
         }
         told |= {"state": "open", "cases": figures["cases"], "wrong": figures["wrong"]}
-        missed = [_timeless(reason) for reason in card.reasons]
+        missed = [] if card.admitted else [_timeless(reason) for reason in card.reasons]
         values = [[a.case.id, a.score.outcome.value, _rounded(a.value)] for a in opened.answers]
         before = self._seen.setdefault(content_hash([values, missed]), draft)
         if before != draft and not card.stopped and not card.admitted:  # those that get all right are all alike
             note("duplicate", f"does what draft {before} did", **figures)
             return told | {"state": "duplicate", "again": False}
-        if not card.admitted:
-            note("open", "; ".join(card.reasons), **figures)
+        if card.admitted and (fault := labels_missed(opened)):
+            missed.append(fault)
+        if missed:
+            note("open", "; ".join(missed), **figures)
             told["missed"] = missed
             told["failures"] = self._failures(opened)
             return told
@@ -216,8 +220,8 @@ class Bench:
             return told | {"state": "sealed", "again": False}
         self._looked.add(draft)
         whole = await self._hall.examine(subject, self._evidence, seed=self._seed, on_progress=self._progress)
-        if not whole.card.admitted:
-            note("sealed", "; ".join(whole.card.reasons), **figures)
+        if fault := "; ".join(whole.card.reasons) if not whole.card.admitted else labels_missed(whole):
+            note("sealed", fault, **figures)
             return told | {"state": "sealed", "again": False}
         note("admitted", f"passed on {whole.card.cases} cases", **figures)
         self.admitted = Admitted(subject=subject, examination=whole, draft=draft, version=version)
@@ -289,6 +293,29 @@ class Bench:
                 }
             )
         return shown
+
+
+def labels_missed(examination: Examination) -> str:
+    """What a verifier makes wrong of labelled answers, in words; empty if it is little enough.
+
+    The exam's limits of some kinds have room for reward models, or for changed programs that happen to be right; what
+    real answers were labelled as needs no such room.
+    """
+    answers = [answer for answer in examination.answers if _labelled(answer.case)]
+    wrong = sum((answer.value is not None and answer.value >= 0.5) is not _good(answer) for answer in answers)
+    if wrong <= LABELS_WRONG * len(answers):
+        return ""
+    return f"{wrong} of {len(answers)} labelled answers are judged wrongly; at most {LABELS_WRONG:.0%} may be"
+
+
+def _labelled(case: Case) -> bool:
+    """Whether people said whether it is right: in a row, or in a case file."""
+    given = case.sort in LABELLED or case.origin.startswith("line ")
+    return given and case.expect in (Expect.GOOD, Expect.BAD)
+
+
+def _good(answer: Answer) -> bool:
+    return answer.case.expect is Expect.GOOD
 
 
 def draft_of_nothing(name: str, kinds: frozenset[Kind]) -> ToolSpec:
