@@ -21,6 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("planning",),
     ("exam", "life", "metrics", "inbox", "agents"),
     ("admission",),
+    ("acquisition",),
     ("shadow", "export", "replay", "report", "nodes", "fleet"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
