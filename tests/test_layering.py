@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("exam", "life", "metrics", "inbox", "agents"),
     ("admission",),
     ("acquisition",),
-    ("shadow", "export", "replay", "report", "nodes", "fleet"),
+    ("shadow", "export", "replay", "report", "nodes", "fleet", "acquirer"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
 )

@@ -3,7 +3,7 @@
 
     find_gaps    which kinds of query have no tool, how many rows that are, and what could be done about it
     acquire      has it done for one of them: the scout's proposals are brought to their exam one by one until one
-                 passes; or the coder writes a verifier
+                 passes; or the coder writes a verifier. In a training, `verl_rlar.acquirer` calls it
 
 A verifiable kind (with a reference, tests, constraints, ...) goes to the coder, who needs an LLM; open dialogue goes to
 the scout, who finds reward models by metadata where there is no LLM. Both need labelled answers: without any, no exam
@@ -13,7 +13,7 @@ Guarantees: what comes back is a `Submission` with the record of its exam; nothi
 was tried in vain is named, with its reasons. A gap that was filled is none any more, so the same work done again goes
 on where it stopped.
 
-Not covered: gaps are by kind of query, not by cluster; nothing here is started by a training.
+Not covered: gaps are by kind of query, not by cluster.
 """
 
 from __future__ import annotations
@@ -142,22 +142,18 @@ async def find_gaps(
         kept = queries.setdefault(route.kind, [])
         if len(kept) < SAMPLES:
             kept.append(query)
-    gaps = []
-    for kind, count in counts.most_common():
-        way, plan = _way(kind, config)
-        (reason, _), *_ = reasons[kind].most_common(1)
-        gaps.append(
-            Gap(
-                kind=kind,
-                rows=count,
-                share=count / total,
-                reason=reason,
-                way=way,
-                plan=plan,
-                queries=tuple(queries[kind]),
-            )
-        )
-    return total, tuple(gaps)
+    return total, tuple(
+        gap_of(kind, count, total, reasons[kind].most_common(1)[0][0], queries[kind], config)
+        for kind, count in counts.most_common()
+    )
+
+
+def gap_of(kind: Kind, rows: int, total: int, reason: str, queries: Sequence[Query], config: RlarConfig) -> Gap:
+    """A gap, with what could be done about it under these settings."""
+    way, plan = _way(kind, config)
+    return Gap(
+        kind=kind, rows=rows, share=rows / total, reason=reason, way=way, plan=plan, queries=tuple(queries[:SAMPLES])
+    )
 
 
 def _way(kind: Kind, config: RlarConfig) -> tuple[Way, str]:
