@@ -291,12 +291,13 @@ def test_a_training_finds_a_model_for_its_own_queries_and_is_scored_by_it(tmp_pa
     pairs = pairs_of("chat")
     labelled = [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in pairs[-len(pairs) // 5 :]]
     (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
-    limits = "attacks: 1.0, false_accept: 0.6, false_reject: 0.6, pairwise: 0.6, pairwise_low: 0.3, worst_sort: 1.0"
+    limits = {"attacks": 1.0, "false_accept": 0.6, "false_reject": 0.6, "pairwise": 0.6, "worst_sort": 1.0}
+    limits["pairwise_low"] = 0.3  # a model of ten thousand parameters meets these
     settings = [
         "rlar.acquire.enabled=True",
         f"rlar.acquire.labelled=[{tmp_path}/labelled.jsonl]",
         "rlar.acquire.window=16",
-        f"rlar.exam.by_kind.open={{{limits}}}",
+        *(f"++rlar.exam.by_kind.open.{name}={limit}" for name, limit in limits.items()),
         "rlar.life.shadow_steps=1",
         f"rlar.life.shadow_responses={PROMPTS * RESPONSES}",
         "rlar.life.min_varied=0",
