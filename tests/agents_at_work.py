@@ -43,3 +43,8 @@ def crashes(order: dict[str, Any], emit: Emit) -> None:
 def dies(order: dict[str, Any], emit: Emit) -> None:
     emit({"event": "told"})
     os._exit(7)
+
+
+def acquires(order: dict[str, Any], emit: Emit) -> None:
+    """Tells what it was told, as if nothing had been found."""
+    emit({"event": "acquired", "tool": None, "why": f"nothing for {order['gap']['kind']}"})

@@ -21,7 +21,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("planning",),
     ("exam", "life", "metrics", "inbox", "agents"),
     ("admission",),
-    ("shadow", "export", "replay", "report", "nodes", "fleet"),
+    ("acquisition",),
+    ("shadow", "export", "replay", "report", "nodes", "fleet", "acquirer"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
 )

@@ -132,6 +132,10 @@ class Run:
         sql = "SELECT COUNT(*) FROM scores WHERE step >= ? AND route = 'chat_reward' AND outcome = 'scored'"
         return (self.query(sql, step) or [(0,)])[0][0]
 
+    def scored_by(self, tool: str) -> int:
+        found = self.query("SELECT COUNT(*) FROM scores WHERE route = ? AND outcome = 'scored'", tool)
+        return (found or [(0,)])[0][0]
+
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
@@ -279,3 +283,32 @@ def test_colocated_models_sleep_while_the_policy_learns_and_one_takes_the_place_
     assert {digest for *_, digest in scored} == {first.digest, second.digest}
     log = (tmp_path / "train.log").read_text()
     assert log.count("1 reward models sleep") >= steps and log.count("1 reward models are awake") >= steps
+
+
+def test_a_training_finds_a_model_for_its_own_queries_and_is_scored_by_it(tmp_path: Path, hub: tuple[str, str]) -> None:
+    """Scout, gate, download, exam, inbox, server, shadow, and a say: nobody does anything."""
+    url, _ = hub
+    pairs = pairs_of("chat")
+    labelled = [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in pairs[-len(pairs) // 5 :]]
+    (tmp_path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled))
+    limits = {"attacks": 1.0, "false_accept": 0.6, "false_reject": 0.6, "pairwise": 0.6, "worst_sort": 1.0}
+    limits["pairwise_low"] = 0.3  # a model of ten thousand parameters meets these
+    settings = [
+        "rlar.acquire.enabled=True",
+        f"rlar.acquire.labelled=[{tmp_path}/labelled.jsonl]",
+        "rlar.acquire.window=16",
+        *(f"++rlar.exam.by_kind.open.{name}={limit}" for name, limit in limits.items()),
+        "rlar.life.shadow_steps=1",
+        f"rlar.life.shadow_responses={PROMPTS * RESPONSES}",
+        "rlar.life.min_varied=0",
+        "rlar.life.max_outside=1",
+        "trainer.val_before_train=False",
+    ]
+    with started(tmp_path, url, 400, *settings) as training:
+        training.until("a model of its own scored", lambda: training.scored_by("chat_reward_llama"))
+        view = LibraryView(training.rlar / "library")
+        events = {event.event: event for event in view.events if event.tool == "chat_reward_llama"}
+        assert list(events) == ["proposed", "examined", "shadow", "live"]
+        steps = training.query("SELECT MIN(step) FROM scores WHERE route = 'chat_reward_llama'")
+        assert steps == [(events["live"].step,)]
+        assert events["shadow"].step < events["live"].step

@@ -474,6 +474,31 @@ class AgentsConfig(Section):
         return self
 
 
+class AcquireConfig(Section):
+    """Whether a training looks for tools by itself, for queries that no tool fits."""
+
+    enabled: bool = False
+    """Whether it does."""
+    labelled: tuple[str, ...] = ()
+    """Files of rows with references, or with right and wrong answers, for the exams of what is found."""
+    window: int = Field(default=512, ge=1)
+    """Number of latest training responses that are looked at; nothing is done before there are so many."""
+    share: float = Field(default=0.02, gt=0, le=1)
+    """Share of them, of one kind of query without a tool, from which on one is looked for."""
+    models: int = Field(default=3, ge=1, le=20)
+    """Most reward models that are examined for a gap."""
+    wall_s: float = Field(default=7200.0, gt=0)
+    """Longest time for a gap, downloads and exams included, in seconds; then it is left."""
+    again_after: int = Field(default=500, ge=1)
+    """Steps after which a gap is tried again for which nothing was found."""
+
+    @model_validator(mode="after")
+    def _has_evidence(self) -> AcquireConfig:
+        if self.enabled and not self.labelled:
+            raise ValueError("enabled: nothing gets a say without an exam; name files of labelled answers in labelled")
+        return self
+
+
 class RlarConfig(Section):
     """All settings of the plugin."""
 
@@ -495,6 +520,7 @@ class RlarConfig(Section):
     exam: ExamConfig = ExamConfig()
     hub: HubConfig = HubConfig()
     agents: AgentsConfig = AgentsConfig()
+    acquire: AcquireConfig = AcquireConfig()
 
 
 def defaults() -> dict[str, Any]:

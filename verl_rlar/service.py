@@ -17,7 +17,7 @@ At a step boundary, before its prompts go out, tools change: what waits in the l
 the canaries, which one reward worker per step is asked to score. Then `verl_rlar.fleet.Fleet` sees to it that the
 step's reward models are served.
 
-Not covered: no agent proposes tools yet. Rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
+Not covered: rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
 path: a reward worker that is killed takes the rows of its last moments along (verl does not survive the death of a
 reward worker either)."""
 
@@ -32,7 +32,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
@@ -52,6 +52,9 @@ from verl_rlar.nodes import RECONNECT_S, Models, same_or
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Query, Route, Snapshot, Split, ToolScore, ToolSpec
+
+if TYPE_CHECKING:
+    from verl_rlar.acquirer import Acquirer
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +115,11 @@ class Service:
         self._models = Models(config) if models is None else models
         self._fleet = Fleet(config, self._library, self._models)
         self._metrics = StepMetrics()
+        self._acquirer: Acquirer | None = None
+        if config.acquire.enabled:
+            from verl_rlar.acquirer import Acquirer  # seconds of imports, which most runs do not need
+
+            self._acquirer = Acquirer(config, self._library.path)
         self._boundaries: dict[tuple[int, bool], asyncio.Task[None]] = {}
         """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
@@ -159,6 +167,8 @@ class Service:
             if row.sample.split == "train":
                 self._recent.append((row.score.value is None, f"{row.route.name}: {row.score.reason}"))
                 self._metrics.saw(row)
+                if self._acquirer is not None:
+                    self._acquirer.saw(row)
                 self._life.saw_response(
                     step=row.sample.step,
                     uid=row.sample.uid,
@@ -255,6 +265,8 @@ class Service:
         await self._fleet.serve(step, behind)
         self._metrics.boundary_s += time.perf_counter() - start
         if not validate:
+            if self._acquirer is not None:
+                self._acquirer.begin_step(step)
             self._check_unscored(step)
 
     async def metrics(self, step: int) -> dict[str, float]:

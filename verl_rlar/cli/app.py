@@ -82,6 +82,7 @@ def rlar(
       rlar scout "en-fr translation"
       rlar fetch OWNER/NAME@COMMIT
       rlar write "the final number is right" --data train.parquet
+      rlar build train.parquet --in checkpoints/run --dry-run
       rlar tools ls
       rlar report checkpoints/run
       rlar rescore checkpoints/run --steps 40..60 --tool unit_price.py

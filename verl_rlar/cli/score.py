@@ -89,7 +89,7 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
     bad = 0
     tally: dict[str, Counter[str]] = {}
     values: list[float] = [0.0, 0.0]  # sum and count
-    async with Dispatcher(config, *(_live(folder, step, config) if folder else ())) as dispatcher:
+    async with Dispatcher(config, *(live_tools(folder, step, config) if folder else ())) as dispatcher:
 
         async def score(item: tuple[int, Mapping[str, Any] | DataError]) -> Scored | BadLine:
             number, row = item
@@ -114,7 +114,7 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
     return BAD if bad else OK
 
 
-def _live(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str], Competence]:
+def live_tools(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str], Competence]:
     """The tools that are live in a library, the code of its verifiers by hash, and what is known of them."""
     library = open_library(folder)
     live = library.latest() if step is None else library.snapshot(step)

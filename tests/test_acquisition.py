@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gaps of a data set are found, and filled by tools that pass an exam."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_rlar.acquisition import Gap, acquire, find_gaps
+from verl_rlar.config import RlarConfig, parse
+from verl_rlar.dispatcher import Dispatcher
+from verl_rlar.library import LibraryView
+from verl_rlar.types import Kind
+
+CHAT = {"prompt": [{"role": "user", "content": "How are you?"}], "data_source": "chat"}
+MATH = {
+    "prompt": [{"role": "user", "content": "6 * 7?"}],
+    "data_source": "math",
+    "reward_model": {"ground_truth": "42"},
+}
+CODE = {
+    "prompt": [{"role": "user", "content": "Write f."}],
+    "data_source": "code",
+    "reward_model": {"ground_truth": "assert f(1) == 2"},
+}
+NO_SANDBOX = {"sandbox": {"backend": "none"}}
+LLM = {"agents": {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}}
+
+
+async def gaps_of(rows: list[dict[str, Any]], tree: dict[str, Any]) -> tuple[int, tuple[Gap, ...]]:
+    config = parse(tree)
+    async with Dispatcher(config) as dispatcher:
+        return await find_gaps(enumerate(rows, start=1), dispatcher, config)
+
+
+async def test_kinds_of_query_without_a_tool_are_named_with_who_could_find_one() -> None:
+    total, gaps = await gaps_of([MATH, CHAT, CODE, CHAT], NO_SANDBOX)
+    assert total == 4
+    assert [(gap.kind, gap.rows, gap.share, gap.way) for gap in gaps] == [
+        (Kind.OPEN, 2, 0.5, "scout"),
+        (Kind.UNIT_TESTS, 1, 0.25, "nobody"),
+    ]
+    assert "set agents.url" in gaps[1].plan and len(gaps[0].queries) == 2
+    _, gaps = await gaps_of([CODE, CHAT], NO_SANDBOX | LLM)
+    assert [(gap.way, "some-llm" in gap.plan) for gap in gaps] == [("coder", True), ("scout", True)]
+
+
+async def test_a_data_set_whose_queries_all_have_a_tool_has_no_gap() -> None:
+    assert await gaps_of([MATH, MATH], NO_SANDBOX) == (2, ())
+
+
+async def test_where_nobody_can_look_for_a_tool_nothing_is_done() -> None:
+    _, (gap,) = await gaps_of([CODE], NO_SANDBOX)
+    acquired = await acquire(gap, [], RlarConfig())
+    assert (acquired.submission, acquired.tried, acquired.why) == (None, (), gap.plan)
+
+
+WIDE = {
+    "attacks": 1.0,
+    "false_accept": 0.6,
+    "false_reject": 0.6,
+    "pairwise": 0.6,
+    "pairwise_low": 0.3,
+    "worst_sort": 1.0,
+}
+"""Limits that models of ten thousand parameters meet."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """A folder with queries of a chat, labelled answers, and a hub with a good model and one that is upside down."""
+    pytest.importorskip("transformers", reason="transformers is not installed (verl brings it)")
+    from hub_repos import build, pairs_of
+    from hub_server import HubServer
+
+    folder = tmp_path_factory.mktemp("build")
+    build(folder / "hub", only=("meadow-lab/chat-reward-llama",))
+    pairs = pairs_of("chat")
+    held_out = pairs[-len(pairs) // 5 :]
+    queries = [{"prompt": [{"role": "user", "content": prompt}], "data_source": "chat"} for prompt, _, _ in held_out]
+    labelled = [{"prompt": prompt, "chosen": good, "rejected": bad} for prompt, good, bad in held_out]
+    for name, rows in (("train", [*queries, MATH]), ("labelled", labelled)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with HubServer(folder / "hub") as server:
+        yield folder, server.url
+
+
+def rlar(folder: Path, url: str, *args: str, code: int) -> list[dict[str, Any]]:
+    options = [
+        f"hub.endpoint={url}",
+        f"hub.cache_dir={folder}/cache",
+        "hub.offline=false",
+        "serving.threads=1",
+        "sandbox.backend=none",
+        f"exam.by_kind.open={json.dumps(WIDE)}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "verl_rlar", "build", *args, *(f"--set={one}" for one in options), "--json"],
+        cwd=folder,
+        env=os.environ | {"HF_HUB_OFFLINE": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == code, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_gap_is_filled_by_a_model_that_passes_and_is_none_any_more(folder: tuple[Path, str]) -> None:
+    place, url = folder
+    (gap,) = rlar(place, url, "train.jsonl", "--in", "run", "--dry-run", code=1)
+    assert (gap["kind"], gap["way"]) == ("open", "scout") and gap["share"] > 0.9
+
+    _, acquired = rlar(place, url, "train.jsonl", "--in", "run", code=1)
+    assert acquired["tool"] is None and "no labelled answers" in acquired["why"]
+    assert not list((place / "cache").rglob("*.safetensors")), "nothing is downloaded where no exam can be held"
+
+    _, acquired, taken = rlar(place, url, "train.jsonl", "--labelled", "labelled.jsonl", "--in", "run", code=0)
+    assert [one["verdict"] for one in acquired["tried"]] == ["admitted"]
+    assert (taken["state"], taken["digest"]) == ("live", acquired["tool"]["digest"])
+    (spec,) = [tool for tool in LibraryView(place / "run" / "library").latest().tools if tool.kind == "reward_model"]
+    assert spec.digest == taken["digest"] and spec.target.startswith("meadow-lab/chat-reward-llama@")
+
+    assert rlar(place, url, "train.jsonl", "--in", "run", code=0) == [], "no gap is left"
