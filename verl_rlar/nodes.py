@@ -49,7 +49,8 @@ class Named:
 
     Args:
         what: What it is, for messages.
-        start: Starts it, or finds it; gives its handle.
+        start: Starts it, or finds it; gives its handle. It must not know who holds this object: the actor ends when its
+            handle is forgotten, and a circle would be forgotten later.
     """
 
     def __init__(self, what: str, start: Callable[[], Any]) -> None:
@@ -129,7 +130,7 @@ class Boxes:
     def __init__(self, config: SandboxConfig, source: Callable[[str], Awaitable[str]]) -> None:
         self._config = config
         self._source = source
-        self._actor = Named("this node's actor for boxes", self._start)
+        self._actor = Named("this node's actor for boxes", partial(_start_boxes, config))
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         """See `BoxRunner.run`."""
@@ -142,17 +143,18 @@ class Boxes:
         except ConnectionError as error:
             raise BoxLost(f"{spec.name}: {error}") from None
 
-    def _start(self) -> Any:
-        node = ray.get_runtime_context().get_node_id()
-        actor: Any = ray.remote(_BoxActor)
-        return actor.options(
-            name=f"{BOXES_NAME}_{node}",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=10_000,
-            num_cpus=0,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
-        ).remote(self._config)
+
+def _start_boxes(config: SandboxConfig) -> Any:
+    node = ray.get_runtime_context().get_node_id()
+    actor: Any = ray.remote(_BoxActor)
+    return actor.options(
+        name=f"{BOXES_NAME}_{node}",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=10_000,
+        num_cpus=0,
+        scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
+    ).remote(config)
 
 
 # --- Reward models ----------------------------------------------------------------------------------------------------
@@ -201,7 +203,7 @@ class Models:
     def __init__(self, config: RlarConfig) -> None:
         self._config = config
         self._pools = [
-            Named(f"the actor for reward models {number}", partial(self._start, number))
+            Named(f"the actor for reward models {number}", partial(_start_models, config, number))
             for number in range(config.serving.nodes)
         ]
 
@@ -245,15 +247,16 @@ class Models:
         seconds = self._config.hub.download_timeout_s + serving.start_timeout_s + serving.drain_timeout_s
         return await pool.call(method, *args, seconds=seconds + ACTOR_START_S)
 
-    def _start(self, number: int) -> Any:
-        serving = self._config.serving
-        actor: Any = ray.remote(_ModelActor)
-        return actor.options(
-            name=f"{MODELS_NAME}_{number}",
-            get_if_exists=True,
-            max_restarts=-1,
-            max_concurrency=10_000,
-            num_cpus=0,
-            num_gpus=serving.ray_gpus,
-            scheduling_strategy="SPREAD" if serving.nodes > 1 else "DEFAULT",
-        ).remote(self._config)
+
+def _start_models(config: RlarConfig, number: int) -> Any:
+    serving = config.serving
+    actor: Any = ray.remote(_ModelActor)
+    return actor.options(
+        name=f"{MODELS_NAME}_{number}",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_concurrency=10_000,
+        num_cpus=0,
+        num_gpus=serving.ray_gpus,
+        scheduling_strategy="SPREAD" if serving.nodes > 1 else "DEFAULT",
+    ).remote(config)
