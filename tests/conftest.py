@@ -8,6 +8,7 @@ reason, but in CI (``CI=true`` or ``REQUIRE_DOCKER=1``) that is a failure.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from verl_rlar.errors import ToolUnavailable
 from verl_rlar.types import Message, Query, Sample
 
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import `planted` from here
+signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell started us with `&`, children would ignore it
 
 
 def make_query(prompt: str = "What is 6 times 7?", reference: str | None = "42", **extra: Any) -> Query:
