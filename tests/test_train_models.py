@@ -277,7 +277,10 @@ def test_colocated_models_sleep_while_the_policy_learns_and_one_takes_the_place_
         )
         failed = training.query("SELECT COUNT(*) FROM scores WHERE outcome != 'scored'")
     assert failed == [(0,)]
-    assert {(count, snapshots) for _, _, count, snapshots, _ in scored} == {(RESPONSES, 1)}, "one ruler for a group"
+    assert {snapshots for _, _, _, snapshots, _ in scored} == {1}, "one ruler for a group"
+    whole = sum(count == RESPONSES for _, _, count, _, _ in scored)
+    in_flight = 0 if mode == "rlar_sync" else PROMPTS  # what an asynchronous trainer has under way when it ends
+    assert whole >= len(scored) - in_flight and whole >= steps * PROMPTS - in_flight
     for _, step, _, _, digest in scored:
         assert digest == (second if step >= second.step else first).digest, "the tools of its own step"
     assert {digest for *_, digest in scored} == {first.digest, second.digest}
