@@ -16,11 +16,12 @@ from test_library import code, make_spec, names, take_in
 from verl_rlar.calibration import fit
 from verl_rlar.config import LifeConfig, RlarConfig
 from verl_rlar.exam.canaries import Canary, public, to_json
+from verl_rlar.fleet import WATCH
 from verl_rlar.inbox import Exam, Submission, hand_in
 from verl_rlar.ledger import CanaryRow, Row, ShadowRow, read
 from verl_rlar.library import FOLDER_NAME, Library, Standing, spec_to_json
 from verl_rlar.life import Life
-from verl_rlar.service import WATCH, Service
+from verl_rlar.service import Service
 from verl_rlar.types import Kind, Outcome, Route, RoutePart, Sample, Score, ToolScore, ToolSpec
 
 STEPS, GROUPS, SIZE = 6, 6, 4

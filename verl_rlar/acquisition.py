@@ -29,12 +29,11 @@ from verl_rlar.admission import able, bring, draft, own_pairs, taken_names
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError, HubError, ModelRefused, ToolError
-from verl_rlar.exam.canaries import of_exam, to_json
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import Subject
 from verl_rlar.exam.trial import Examination
 from verl_rlar.hub import Hub
-from verl_rlar.inbox import Exam, Submission
+from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
 from verl_rlar.rows import query_of
 from verl_rlar.serving import Pool
@@ -313,21 +312,14 @@ def submission_of(
     subject: Subject, examination: Examination, config: RlarConfig, *, event: EventKind | None, why: str
 ) -> Submission:
     """A tool with the record of its exam, for a library."""
-    card, spec = examination.card, examination.spec
+    spec = examination.spec
     return Submission(
         digest=spec.digest,
         spec=spec_to_json(spec),
         source=subject.source or None,
         by=BY,
         why=f"looked for: {why}",
-        exam=Exam(
-            card=card.as_dict(),
-            text=card.markdown(),
-            transcript=examination.transcript,
-            canaries=to_json(of_exam(examination.answers, config.life.canaries)),
-            passed=card.admitted,
-            why="; ".join(card.reasons) or f"passed on {card.cases} cases",
-        ),
+        exam=record_of(examination, config.life.canaries),
         event=event,
         replace=True,
     )

@@ -27,13 +27,13 @@ from typing import Protocol
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import LibraryError, RlarError, ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.inbox import Submission, read, waiting
-from verl_rlar.library import Event, EventKind, Library, LibraryView, spec_from_json
+from verl_rlar.library import EventKind, Library, LibraryView, spec_from_json
 from verl_rlar.types import ToolSpec
 
 logger = logging.getLogger(__name__)
 
-BY = "rlar"
-"""Who it is that takes tools out, in the library's log."""
+WATCH = "rlar"
+"""Who it is that promotes and takes out tools, in the library's log."""
 
 
 class Servers(Protocol):
@@ -206,13 +206,12 @@ class Fleet:
             back = became[-1].replaces if became and standing.event == "live" else None
             event: EventKind = "rolled_back" if back else "quarantined"
             try:
-                said = self._append(event, digest, f"it cannot be served: {why}", step, back)
+                said = self._library.append(
+                    event, digest, by=WATCH, why=f"it cannot be served: {why}", step=step, restores=back
+                )
             except LibraryError as error:
                 logger.error("before step %d: %s cannot be served: %s (%s)", step, standing.tool, why, error)
             else:
                 logger.warning("before step %d: %s is %s: %s", step, said.tool, said.event, said.why)
                 changed = True
         return changed
-
-    def _append(self, event: EventKind, digest: str, why: str, step: int, restores: str | None) -> Event:
-        return self._library.append(event, digest, by=BY, why=why, step=step, restores=restores)

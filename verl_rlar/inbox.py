@@ -26,10 +26,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verl_rlar.errors import LibraryBusy, LibraryError, RlarError
 from verl_rlar.library import Event, EventKind, Library, spec_from_json, write_whole
+
+if TYPE_CHECKING:
+    from verl_rlar.exam.trial import Examination
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,26 @@ class Submission:
     """From which step on. None: from the next one."""
     replace: bool = False
     """Whether it takes the place of the live tool of its name."""
+
+
+def record_of(examination: Examination, canaries: int) -> Exam:
+    """The record of an exam that was held.
+
+    Args:
+        examination: As `verl_rlar.exam.trial.examine` gives it.
+        canaries: Most canaries that are kept: ``rlar.life.canaries``.
+    """
+    from verl_rlar.exam.canaries import of_exam, to_json  # the exam's imports take a second
+
+    card = examination.card
+    return Exam(
+        card=card.as_dict(),
+        text=card.markdown(),
+        transcript=examination.transcript,
+        canaries=to_json(of_exam(examination.answers, canaries)),
+        passed=card.admitted,
+        why="; ".join(card.reasons) or f"passed on {card.cases} cases",
+    )
 
 
 def apply(library: Library, asked: Submission) -> Event | None:

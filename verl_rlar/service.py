@@ -42,7 +42,7 @@ from verl_rlar.competence import FOLDER_NAME, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import LedgerError, LibraryError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
 from verl_rlar.exam.canaries import Canary, from_json, public
-from verl_rlar.fleet import Fleet
+from verl_rlar.fleet import WATCH, Fleet
 from verl_rlar.inbox import take_in
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import CHANGES, Library, LibraryView, library_path
@@ -59,8 +59,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ACTOR_NAME = "rlar_service"
-WATCH = "rlar"
-"""Who it is that promotes and takes out tools, in the library's log."""
 GROUPS_KEPT = 20_000
 """Number of latest groups whose values are kept in memory; older ones are read from the ledger."""
 STEPS_KEPT = 8

@@ -30,7 +30,7 @@ from verl_rlar.cli.app import (
 )
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, LibraryError, ModelRefused
-from verl_rlar.inbox import Exam, Submission
+from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, Library, spec_to_json
 from verl_rlar.types import Kind
 
@@ -130,7 +130,6 @@ async def _exam(
     config: RlarConfig,
 ) -> int:
     from verl_rlar.admission import is_model
-    from verl_rlar.exam.canaries import of_exam, to_json
     from verl_rlar.exam.hall import examine_files
     from verl_rlar.exam.subject import find
 
@@ -160,14 +159,6 @@ async def _exam(
     else:
         print("\n".join(map(visible, card.markdown().splitlines())))
     if folder:
-        exam = Exam(
-            card=card.as_dict(),
-            text=card.markdown(),
-            transcript=examination.transcript,
-            canaries=to_json(of_exam(examination.answers, config.life.canaries)),
-            passed=card.admitted,
-            why="; ".join(card.reasons) or f"passed on {card.cases} cases",
-        )
         events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
         asked = Submission(
             digest=spec.digest,
@@ -175,7 +166,7 @@ async def _exam(
             source=subject.source or None,
             by=by,
             why="brought to its exam",
-            exam=exam,
+            exam=record_of(examination, config.life.canaries),
             event=events.get(then) if spec.kind != "rule" else None,
             replace=True,
         )

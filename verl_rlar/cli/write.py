@@ -33,7 +33,7 @@ from verl_rlar.cli.app import (
 from verl_rlar.cli.exam import Then
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError
-from verl_rlar.inbox import Exam, Submission
+from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
 from verl_rlar.types import Kind
 
@@ -195,8 +195,6 @@ def _finish(
     as_json: bool,
     config: RlarConfig,
 ) -> None:
-    from verl_rlar.exam.canaries import of_exam, to_json
-
     if not as_json:
         _print(written, console)
     admitted = written.admitted
@@ -219,14 +217,7 @@ def _finish(
                 source=source,
                 by=spec.origin,
                 why=f"written for: {written.task}",
-                exam=Exam(
-                    card=card.as_dict(),
-                    text=card.markdown(),
-                    transcript=admitted.examination.transcript,
-                    canaries=to_json(of_exam(admitted.examination.answers, config.life.canaries)),
-                    passed=True,
-                    why=f"passed on {card.cases} cases",
-                ),
+                exam=record_of(admitted.examination, config.life.canaries),
                 event=events.get(then),
                 replace=True,
             )
