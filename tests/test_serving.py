@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -268,6 +270,25 @@ async def test_a_server_has_no_secret_and_no_network(
         status = Path(f"/proc/{replica.pid}/status").read_text()
         assert "Seccomp:\t2" in status
     assert not runs(replica.pid)
+
+
+async def test_a_server_that_still_loads_ends_with_who_started_it() -> None:
+    ours, theirs = socket.socketpair()
+    code = (
+        "import os, threading; from verl_rlar.serving import server\n"
+        "server.Model = lambda settings: (os.write(1, b'.'), threading.Event().wait())\n"  # it loads for ever
+        "server.main()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, json.dumps({"socket": theirs.fileno()})],
+        pass_fds=(theirs.fileno(),),
+        stdout=subprocess.PIPE,
+    )
+    theirs.close()
+    assert process.stdout is not None and process.stdout.read(1) == b"."
+    ours.close()
+    assert process.wait(60) == 0
+    process.stdout.close()
 
 
 async def test_a_process_without_network_makes_no_socket() -> None:

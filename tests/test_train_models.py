@@ -156,6 +156,14 @@ def processes(*words: str) -> list[int]:
     return found
 
 
+def gone(*words: str) -> bool:
+    """Whether those processes come to their end, now that what they served is over."""
+    end = time.monotonic() + 60
+    while (left := processes(*words)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not left
+
+
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -235,7 +243,7 @@ def publish_and_kill(training: Run, commit: str) -> None:
     assert 3 <= published.step < STEPS
     values = training.query("SELECT MIN(value), MAX(value), COUNT(DISTINCT value) FROM scores WHERE value IS NOT NULL")
     assert 0 < values[0][0] < values[0][1] < 1 and values[0][2] > STEPS, "and never a 0"
-    assert not processes("verl_rlar.serving.server", str(training.folder))
+    assert gone("verl_rlar.serving.server", str(training.folder)), "its servers ended with it"
     assert replayed(training, f"hub.cache_dir={training.folder}/cache") == PROMPTS * RESPONSES * len(after)
 
 

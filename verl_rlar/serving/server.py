@@ -33,9 +33,11 @@ import gc
 import json
 import os
 import platform
+import select
 import socket
 import struct
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -556,10 +558,19 @@ class Server:
         return await loop.run_in_executor(self._texts, timed)
 
 
+def end_with(other: socket.socket) -> None:
+    """Ends this process when the other end of its socket is closed, also while it loads a model."""
+    poll = select.poll()
+    poll.register(other, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
+
+
 def main() -> None:
     """Serves the model that the first argument describes."""
     settings = json.loads(sys.argv[1])
     end = socket.socket(fileno=settings["socket"])
+    threading.Thread(target=end_with, args=(end,), daemon=True).start()
     blocked = block_network()
     if not blocked:
         block_network_in_python()
