@@ -44,7 +44,6 @@ from verl_rlar.repository import GIB, NAME, HubModel
 from verl_rlar.serving import GOLDEN_CONVERSATIONS, Golden, How, Pair, Probed, RewardModelPool, ServedModel, probe
 from verl_rlar.serving.base import Conversation, Family, Scored
 from verl_rlar.serving.judging import Judge
-from verl_rlar.serving.probe import MARGIN
 from verl_rlar.snapshots import read_folder
 from verl_rlar.tools.reward_model import serving, target
 from verl_rlar.types import Kind, Scope, ToolSpec
@@ -222,7 +221,6 @@ async def bring(
             doubts.append(f"pairs of your own data: {own.reason}")
             if own.sure:
                 probed, of = own, "pairs of your own data"
-        probed = replace(probed, how=_nearest(probed, default))
         examples = await reproduce(ask, probed, examples_of(vetted.model.card), vetted.family)
         how, chosen = _chosen(probed, examples)
         if not (probed.sure or examples.telling or unsure):
@@ -383,13 +381,6 @@ def _chosen(probed: Probed, examples: Reproduced) -> tuple[How, str]:
     if examples.how == how:
         return how, "by the examples in its card" + (", and by the probe" if probed.sure else "")
     return examples.how, "by the examples in its card"
-
-
-def _nearest(probed: Probed, default: How) -> How:
-    """The model's own way with the output and sign that the probe found, unless another way is clearly better."""
-    own = replace(default, head=probed.how.head, against=probed.how.against, sign=probed.how.sign)
-    found = {one.how: one.accuracy for one in probed.tried if not one.error}
-    return own if found.get(own, -1.0) >= found.get(probed.how, 1.0) - MARGIN else probed.how
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

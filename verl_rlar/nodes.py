@@ -160,32 +160,14 @@ def _start_boxes(config: SandboxConfig) -> Any:
 # --- Reward models ----------------------------------------------------------------------------------------------------
 
 
-class _ModelActor:
+class _ModelActor(ServedModels):
     """`ServedModels` as an actor. When it dies, its servers see that and go."""
 
     def __init__(self, config: RlarConfig) -> None:
         logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)
         gpus = tuple(int(gpu) for gpu in ray.get_gpu_ids())  # none, if Ray has set none aside
-        self._models = ServedModels(config.serving.model_copy(update={"gpus": gpus} if gpus else {}), config.hub)
-
-    async def ensure(self, specs: Sequence[ToolSpec]) -> dict[str, str]:
-        return await self._models.ensure(specs)
-
-    async def prefetch(self, spec: ToolSpec) -> bool:
-        return await self._models.prefetch(spec)
-
-    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
-        return await self._models.run(spec, sample)
-
-    async def sleep(self) -> None:
-        await self._models.sleep()
-
-    async def wake(self) -> None:
-        await self._models.wake()
-
-    async def replicas(self) -> tuple[ReplicaState, ...]:
-        return self._models.replicas()
+        super().__init__(config.serving.model_copy(update={"gpus": gpus} if gpus else {}), config.hub)
 
     async def pid(self) -> int:
         return os.getpid()

@@ -16,9 +16,12 @@ The exchange: at a step boundary, model B takes the place of A while A is being 
 boundary until B can score, without and with `prefetch` during the step before; and those of sleep and wake. Where there
 is no room for both: with A's server stopped and B's started, and with B's weights taken up in place.
 
-Where vLLM is installed (extra `cpu-vllm`; on a GPU also `--gpu`), the pool with that back-end is compared with plain
-``vllm serve``: the same conversations sent to ``/classify`` of the same server by hand, in turn, at all lengths and
-numbers of clients. `--only vllm` measures only that.
+Where vLLM is installed (extra `cpu-vllm`), the pool with that back-end is compared with plain ``vllm serve``: the same
+conversations sent to ``/classify`` of the same server by hand, in turn, at all lengths and numbers of clients. `--only
+vllm` measures only that.
+
+On an H100: ``python recipes/benchmarks/serving.py --gpu``. All of it is vLLM in bfloat16 on the first GPU then, with a
+small model and one of 1.2 billion parameters, against transformers one by one on the same GPU. That was not run yet.
 """
 
 from __future__ import annotations
@@ -56,6 +59,7 @@ CLIENTS = (1, 8, 64)
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "small": {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6},
+    "billion": {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16},
 }
 STEP_S = 60.0
 """Length of a training step that the cost of an exchange is put in relation to, in seconds; a short one."""
@@ -67,6 +71,7 @@ GOALS = {
 }
 """On a CPU. There, batches save what a call costs beside its arithmetic, and no arithmetic: a small model on long texts
 gains next to nothing, unless they share their prompt, and the gain of 4 that a GPU is to reach is out of reach."""
+GPU_GOALS = {"gain_over_naive_billion": 4.0, "exposed_share_with_prefetch": 0.01}
 VLLM_GOALS = {"share_of_plain_vllm": 0.95}
 Score = Callable[[Conversation], Awaitable[float]]
 
@@ -150,17 +155,25 @@ async def in_turn(
     return [(statistics.mean(rates[way]), times[way]) for way in (0, 1)]
 
 
-def naive(model: ServedModel) -> Score:
+def serving(args: argparse.Namespace, **more: Any) -> ServingConfig:
+    """How the pool serves."""
+    if args.gpu:
+        return ServingConfig(backend="vllm", gpus=(0,), dtype="bfloat16", **more)
+    return ServingConfig(threads=args.threads, dtype=args.dtype, **more)
+
+
+def naive(model: ServedModel, gpu: bool) -> Score:
     """The way one writes first."""
     tokenizer = AutoTokenizer.from_pretrained(str(model.path))
-    network = AutoModelForSequenceClassification.from_pretrained(str(model.path), dtype=torch.float32).eval()
+    device, dtype = ("cuda:0", torch.bfloat16) if gpu else ("cpu", torch.float32)
+    network = AutoModelForSequenceClassification.from_pretrained(str(model.path), dtype=dtype).eval().to(device)
     lock = asyncio.Lock()
 
     def one(text: Conversation) -> float:
         turns = [{"role": message.role, "content": message.content} for message in text]
         inputs = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)
         with torch.inference_mode():
-            return float(network(**inputs).logits[0, 0])
+            return float(network(**inputs.to(device)).logits[0, 0])
 
     async def score(text: Conversation) -> float:
         async with lock:
@@ -186,9 +199,9 @@ async def throughput(size: str, args: argparse.Namespace, folder: Path, table: T
     """The pool against the naive way."""
     model, figures, gains = build(folder, size, 0), {}, []
     lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
-    async with Pool(ServingConfig(threads=args.threads, dtype=args.dtype)) as pool:
+    async with Pool(serving(args)) as pool:
         await pool.ensure([model])
-        by_hand, by_pool = naive(model), pooled(pool, model)
+        by_hand, by_pool = naive(model, args.gpu), pooled(pool, model)
         text = conversations(100)[0]
         apart = abs(await by_hand(text) - await by_pool(text))
         cells = [(length, count) for length in lengths for count in clients]
@@ -264,11 +277,12 @@ async def load(pool: Pool, model: ServedModel, text: Conversation) -> None:
 
 async def exchange(args: argparse.Namespace, folder: Path) -> dict[str, float]:
     """What a step boundary with a new model costs."""
-    first, second = build(folder, "small", 0), build(folder, "small", 1)
+    size = "billion" if args.gpu else "small"
+    first, second = build(folder, size, 0), build(folder, size, 1)
     text = conversations(128)[0]
     figures: dict[str, float] = {}
     for name in ("without_prefetch", "with_prefetch"):
-        async with Pool(ServingConfig(threads=args.threads, dtype=args.dtype)) as pool:
+        async with Pool(serving(args, sleep=True)) as pool:
             await pool.ensure([first])
             clients = [asyncio.ensure_future(load(pool, first, text)) for _ in range(4)]
             if name == "with_prefetch":
@@ -289,16 +303,15 @@ async def exchange(args: argparse.Namespace, folder: Path) -> dict[str, float]:
                 start = time.perf_counter()
                 await pool.wake()
                 figures["wake_s"] = time.perf_counter() - start
-    figures |= await in_place(
-        args, ServingConfig(threads=args.threads, dtype=args.dtype, memory_gb=0.7), first, second, text
-    )
+    if not args.gpu:  # there, room for one is room for several
+        figures |= await in_place(serving(args, memory_gb=0.7), first, second, text)
     figures["exposed_share_with_prefetch"] = figures["exposed_s_with_prefetch"] / STEP_S
     figures["exposed_share_without_prefetch"] = figures["exposed_s_without_prefetch"] / STEP_S
     return figures
 
 
 async def in_place(
-    args: argparse.Namespace, config: ServingConfig, first: ServedModel, second: ServedModel, text: Conversation
+    config: ServingConfig, first: ServedModel, second: ServedModel, text: Conversation
 ) -> dict[str, float]:
     """What it costs to exchange models of one shape where there is room for one only."""
     figures: dict[str, float] = {}
@@ -325,9 +338,8 @@ async def in_place(
 
 async def plain_vllm(args: argparse.Namespace, folder: Path, table: Table) -> dict[str, float]:
     """The pool with vLLM against the same conversations sent to the same server by hand."""
-    model = build(folder, "small", 0)
-    gpus = (0,) if args.gpu else ()
-    config = ServingConfig(backend="vllm", gpus=gpus, threads=args.threads, batch_tokens=4096, reload=True)
+    model = build(folder, "billion" if args.gpu else "small", 0)
+    config = serving(args) if args.gpu else ServingConfig(backend="vllm", threads=args.threads, batch_tokens=4096)
     figures: dict[str, float] = {}
     lengths, clients = (LENGTHS, CLIENTS) if not args.quick else (LENGTHS[:2], CLIENTS[::2])
     start = time.perf_counter()
@@ -366,14 +378,15 @@ async def plain_vllm(args: argparse.Namespace, folder: Path, table: Table) -> di
 async def run(args: argparse.Namespace, folder: Path, table: Table) -> tuple[dict[str, float], dict[str, float]]:
     figures: dict[str, float] = {}
     if args.only in (None, "throughput"):
-        for size in ("tiny", "small") if not args.quick else ("tiny",):
+        sizes = ("small", "billion") if args.gpu else ("tiny", "small") if not args.quick else ("tiny",)
+        for size in sizes:
             figures |= await throughput(size, args, folder, table)
         figures["least_gain_of_64_clients"] = min(figures[name] for name in figures if name.startswith("least_gain"))
-    if args.only in (None, "bound"):
+    if args.only == "bound" or (args.only is None and not args.gpu):
         figures |= bound(folder)
     if args.only in (None, "exchange"):
         figures |= await exchange(args, folder)
-    goals = {name: goal for name, goal in GOALS.items() if name in figures}
+    goals = {name: goal for name, goal in (GPU_GOALS if args.gpu else GOALS).items() if name in figures}
     if args.only in (None, "vllm") and importlib.util.find_spec("vllm") is not None:
         figures |= await plain_vllm(args, folder, table)
         goals |= VLLM_GOALS
@@ -385,7 +398,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each figure")
     parser.add_argument("--threads", type=int, default=1, help="of the server, and of the naive way")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the pool's weights")
-    parser.add_argument("--gpu", action="store_true", help="vLLM on the first GPU")
+    parser.add_argument("--gpu", action="store_true", help="all of it with vLLM on the first GPU")
     parser.add_argument("--only", choices=("throughput", "bound", "exchange", "vllm"), help="one part of it")
     parser.add_argument("--quick", action="store_true", help="a part of it")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")

@@ -7,7 +7,8 @@ prompt, BOS and EOS, are tried on the same pairs, and for each the outputs, each
 
 The model's own default (its chat template, its tokenizer's way, the first output, plus) is given up only for evidence:
 another way must rank clearly more pairs rightly (`MARGIN`). Among those that do, the most pairs count, then the larger
-distance between good and bad in units of its spread, then the smaller change.
+distance between good and bad in units of its spread, then the smaller change. Where another output or sign alone does
+about as well, the model's own form is kept.
 
 Guarantees: signs and outputs cost nothing, as they come from the same answers; a way that the model refuses is no
 candidate, and its error is in the evidence; if no way ranks the pairs better than chance could, `Probed.sure` is False.
@@ -123,6 +124,9 @@ async def probe(
     best = ranked[0]
     if own is not None and best.accuracy < own.accuracy + MARGIN:
         best = own
+    elif best is not own:
+        near = replace(default, head=best.how.head, against=best.how.against, sign=best.how.sign)
+        best = next((one for one in able if one.how == near and one.accuracy >= best.accuracy - MARGIN), best)
     sure = _wilson_low(best.accuracy, len(pairs), OWN_Z if best is own else OTHER_Z) > 0.5
     if not sure:
         best = own or best

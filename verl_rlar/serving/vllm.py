@@ -60,6 +60,9 @@ TOP = 20
 """Likeliest first words that a judge at an address is asked for; what vLLM allows at most by default."""
 CONNECTIONS = 512
 """Most connections to a server."""
+IDLE_S = 2.0
+"""How long an idle connection is kept, in seconds; less than the 5 s after which vLLM closes it, maybe while a request
+is on its way."""
 
 
 class VllmClient:
@@ -74,7 +77,9 @@ class VllmClient:
     def __init__(self, name: str, address: str, served_name: str) -> None:
         self._name = name
         self.served_name = served_name
-        limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
+        limits = httpx.Limits(
+            max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS, keepalive_expiry=IDLE_S
+        )
         self._http = httpx.AsyncClient(base_url=address, limits=limits, trust_env=False)
 
     async def close(self) -> None:
