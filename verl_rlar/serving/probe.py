@@ -124,12 +124,12 @@ async def probe(
     best = ranked[0]
     if own is not None and best.accuracy < own.accuracy + MARGIN:
         best = own
-    elif best is not own:
-        near = replace(default, head=best.how.head, against=best.how.against, sign=best.how.sign)
-        best = next((one for one in able if one.how == near and one.accuracy >= best.accuracy - MARGIN), best)
     sure = _wilson_low(best.accuracy, len(pairs), OWN_Z if best is own else OTHER_Z) > 0.5
     if not sure:
         best = own or best
+    elif best is not own:
+        near = replace(default, head=best.how.head, against=best.how.against, sign=best.how.sign)
+        best = next((one for one in able if one.how == near and one.accuracy >= best.accuracy - MARGIN), best)
     share = f"{best.accuracy:.0%} of {len(pairs)} pairs"
     if not sure:
         reason = f"no way ranks the pairs better than chance could; {_named(best.how)}: {share}"
