@@ -100,6 +100,7 @@ def rlar(
 
 def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
     """Runs a command to its exit code; what the user can mend becomes a message."""
+    sys.path.insert(0, os.getcwd())  # the user's own package.module, whatever starts us
     try:
         result = work()
         code = result if isinstance(result, int) else asyncio.run(result)
