@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "pages"
 WRITTEN = sorted(PAGES.glob("*.md"))
 NEEDS = {
-    "gpu", "a cluster", "hub", "llm", "docker", "network", "minutes", "a recording", "a shell of your own",
-    "a terminal of its own, until Ctrl-C",
+    "gpu", "a cluster", "hub", "llm", "docker", "network", "minutes", "a recording", "an examined tool",
+    "a shell of your own", "a terminal of its own, until Ctrl-C",
 }  # fmt: skip
 """What a command may need so that it is not run here."""
 FENCE = re.compile(r"^((?:<!-- .+? -->\n)*)```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -76,6 +76,8 @@ def test_every_fence_of_commands_is_run_or_says_what_it_needs() -> None:
     assert len(ALL) > 40
     assert {need for fence in ALL for need in fence.needs} <= NEEDS
     assert {fence.language for fence in ALL} <= {"bash", "python", "json", "toml"}, "every fence names its language"
+    outside = [FENCE.sub("", page.read_text()) for page in WRITTEN]
+    assert not any(re.search(r"^    (?:rlar|python|bash|pip) ", text, re.MULTILINE) for text in outside)
     run = [fence for fence in ALL if fence.language == "bash" and not fence.needs and not fence.file]
     assert len(run) >= 15 and all("verl.trainer" not in fence.text for fence in run)
     for fence in ALL:
@@ -165,9 +167,10 @@ def test_every_line_of_rlar_in_docs_readme_and_help_is_one_that_it_understands()
     lines = rlar_lines()
     assert len(lines) > 100
     for where, line in lines:
+        line = re.sub(r"\[(--[^\]]+)\]", r"\1", re.split(r"\s{2,}", line)[0])  # [--option]; explained after a gap
         words = shlex.split(line, comments=True)[1:]
         ends = [n for n, word in enumerate(words) if word in ("|", "||", ">", "<", "&&")]
-        words = [word for word in words[: ends[0] if ends else None] if word != "..."]
+        words = words[: ends[0] if ends else None]
         command: Any = typer.main.get_command(app)
         name, context = "rlar", None
         if words[:1] == ["--install-completion"]:
@@ -175,7 +178,7 @@ def test_every_line_of_rlar_in_docs_readme_and_help_is_one_that_it_understands()
         while True:
             try:
                 context = command.make_context(name, list(words), parent=context)
-            except SystemExit:  # --help, --version
+            except typer.Exit:  # --help, --version
                 break
             except Exception as error:
                 pytest.fail(f"{where}: {line}: {getattr(error, 'message', error)}")

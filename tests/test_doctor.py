@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import json
 import os
 import socket
@@ -203,9 +203,9 @@ def another_verl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[No
         folder.mkdir()
         (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
     yield
-    importlib.metadata.MetadataPathFinder.invalidate_caches()
+    importlib.invalidate_caches()
 
 
 def test_another_verl_is_a_failure_and_another_torch_a_warning(another_verl: None) -> None:
