@@ -10,11 +10,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from verl_rlar import __version__
@@ -437,6 +438,124 @@ def test_help_shows_examples_and_version_is_the_packages() -> None:
     assert "rlar score answers.jsonl --json" in rlar("score", "--help").stdout
     assert "rlar plan train.parquet" in rlar("plan", "--help").stdout
     assert rlar("--version").stdout.strip() == f"rlar {__version__}"
+
+
+def leaves(command: Any, name: str = "rlar") -> Iterator[tuple[str, Any]]:
+    """The commands that do something, by what is typed."""
+    for key, one in getattr(command, "commands", {}).items():
+        yield from leaves(one, f"{name} {key}")
+    if not hasattr(command, "commands"):
+        yield name, command
+
+
+COMMANDS = dict(leaves(typer.main.get_command(app)))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_the_same_options_and_examples_of_itself(name: str) -> None:
+    options = {word for parameter in COMMANDS[name].params for word in parameter.opts}
+    assert {"--json", "--set"} <= options
+    examples = (COMMANDS[name].help or "").partition("Examples:")[2]
+    assert name in examples
+    assert all(one.help for one in COMMANDS[name].params if one.param_type_name == "option")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_setting_that_is_not_there_is_refused_by_every_command(name: str, tmp_path: Path) -> None:
+    needed = {"task": "t", "name": "n", "why": "w", "folder": str(tmp_path), "tool": "final_answer"}
+    args = name.split()[1:]
+    for one in COMMANDS[name].params:
+        if one.required:
+            value = needed.get(one.name, str(tmp_path / "nothing"))
+            args += [value] if one.param_type_name == "argument" else [one.opts[0], value]
+    result = rlar(*args, "--set", "scoring.timeout=3")
+    assert result.exit_code == 2 and "did you mean timeout_s?" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "hint"), [(["scor"], "'score'"), (["score", "--jsn", "x"], "--json"), (["tools", "promot"], "'promote'")]
+)
+def test_a_typing_error_gets_a_hint(args: list[str], hint: str) -> None:
+    result = rlar(*args)
+    assert result.exit_code == 2 and hint in result.stderr
+
+
+def test_the_shell_completes_commands_and_options() -> None:
+    def completed(line: str) -> list[str]:
+        words = line.split(" ")
+        asked = {"_RLAR_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+        code = "from verl_rlar.cli import app; app(prog_name='rlar')"
+        ran = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | asked,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return ran.stdout.split()
+
+    assert completed("rlar sc") == ["score", "scout"]
+    assert completed("rlar tools r") == ["retire"]
+    assert "--set" in completed("rlar bench --s")
+
+
+def test_a_module_of_the_users_own_is_found_in_the_working_directory(tmp_path: Path) -> None:
+    (tmp_path / "own_rewards.py").write_text(
+        "from verl_rlar.tools.rule import rule\n"
+        "from verl_rlar.types import Kind, Sample, Verdict\n"
+        "@rule(name='loud', kinds={Kind.OPEN}, needs_reference=False, description='')\n"
+        "def loud(sample: Sample) -> Verdict:\n"
+        "    return Verdict(value=float(sample.response.isupper()), reason='')\n"
+    )
+    ran = subprocess.run(
+        ["rlar", "score", "-", "--json", "--set", 'tools=["own_rewards:loud"]'],
+        cwd=tmp_path,
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        input='{"prompt": "Hello!", "response": "HELLO!"}',
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["value"] == 1.0
+
+
+# bench
+
+
+def test_bench_times_routing_each_tool_and_the_ledger(tmp_path: Path) -> None:
+    rows = [{"prompt": q, "reference": a, "response": a} for q, a in GSM8K]
+    rows += [{"prompt": "Hello!", "response": "Hi."}]
+    settings = ("--set", f"run_dir={tmp_path}/rlar", "--set", "rules.processes=1")
+    result = rlar("bench", write(tmp_path / "rows.jsonl", rows), "--calls", "10", "--json", *settings)
+    assert result.exit_code == 0, result.output
+    found = {record["what"]: record for record in records(result.stdout)}
+    assert list(found) == ["route", "final_answer", "ledger"]
+    assert found["route"]["calls"] == 4 and found["final_answer"]["calls"] == 10
+    assert found["final_answer"]["outcomes"] == {"scored": 10} and found["final_answer"]["first_s"] > 0
+    assert all(0 < one["p50_ms"] <= one["p95_ms"] and one["per_s"] > 0 for one in found.values())
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"], "nothing is left behind"
+
+
+def test_bench_says_which_tool_failed_and_why(tmp_path: Path) -> None:
+    rows = ["no json", {"prompt": "def f():", "response": "pass", "extra": {"test": "assert f() is None"}}]
+    settings = ("--set", f"run_dir={tmp_path}", "--set", "sandbox.backend=sandbox_fusion")
+    settings += ("--set", "sandbox.fusion_url=http://127.0.0.1:1")
+    result = rlar("bench", write(tmp_path / "rows.jsonl", rows), "--calls", "2", *settings)
+    assert result.exit_code == 1
+    assert "line 1" in result.stderr and "unit_tests: " in result.stderr and "http://127.0.0.1:1" in result.stderr
+    assert "failed 2" in result.stdout
+    empty = rlar("bench", write(tmp_path / "empty.jsonl", []))
+    assert empty.exit_code == 2 and "no response" in empty.stderr
+
+
+def test_bench_of_the_public_set_has_every_rule_that_it_takes(tmp_path: Path) -> None:
+    result = rlar("bench", "--calls", "4", "--json", "--set", f"run_dir={tmp_path}", "--set", "sandbox.backend=none")
+    assert result.exit_code == 0, result.output
+    assert {"final_answer", "translation", "json_schema"} <= {record["what"] for record in records(result.stdout)}
 
 
 def test_the_command_needs_neither_verl_nor_ray_nor_torch() -> None:

@@ -25,12 +25,11 @@ from hydra.experimental.callback import Callback
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from verl_rlar import cpu
+from verl_rlar import cpu, versions
 from verl_rlar.config import RlarConfig, defaults, parse
 from verl_rlar.errors import ConfigError, DataError, ToolUnavailable
 from verl_rlar.types import Split
 
-VERL_VERSION = "0.9.1"
 REWARD_MANAGER = {"source": "importlib", "name": "RlarRewardManager", "path": "pkg://verl_rlar.reward_manager"}
 AGENT_LOOP_MANAGER = "verl_rlar.trainer.RlarAgentLoopManager"
 
@@ -60,6 +59,8 @@ class Preflight(Callback):
             settings = check(config)
             check_sandbox(config, settings)
             check_tools(settings)
+            for fault in versions.untried().values():
+                print(f"verl_rlar: {fault}; it may work, and was not tried", file=sys.stderr, flush=True)
         except (ConfigError, ToolUnavailable) as error:
             print(f"\nverl_rlar refuses to start:\n  {error}\n", file=sys.stderr, flush=True)
             raise SystemExit(2) from None  # Hydra turns any other exception of a callback into a warning
@@ -73,16 +74,17 @@ def check(config: DictConfig) -> RlarConfig:
     """
     import verl
 
-    if LOAD_ERROR is not None:
-        raise ConfigError(f"the plugin was not loaded whole, mend this first:\n{LOAD_ERROR}")
-    if verl.__version__ != VERL_VERSION:
-        raise ConfigError(f"verl {verl.__version__} is installed, this release works with verl=={VERL_VERSION} only")
-    rlar = OmegaConf.select(config, "rlar")
-    settings = parse(OmegaConf.to_container(rlar, resolve=True) if OmegaConf.is_config(rlar) else rlar)
-
     def refuse_unless(fine: bool, message: str) -> None:
         if not fine:
             raise ConfigError(message)
+
+    if LOAD_ERROR is not None:
+        raise ConfigError(f"the plugin was not loaded whole, mend this first:\n{LOAD_ERROR}")
+    if verl.__version__ != versions.VERL:
+        raise ConfigError(f"verl {verl.__version__} is installed, this release works with verl=={versions.VERL} only")
+    refuse_unless(versions.python_fits(), f"Python {sys.version.split()[0]}: take Python 3.10, 3.11 or 3.12")
+    rlar = OmegaConf.select(config, "rlar")
+    settings = parse(OmegaConf.to_container(rlar, resolve=True) if OmegaConf.is_config(rlar) else rlar)
 
     get = lambda key: OmegaConf.select(config, key)  # noqa: E731
     refuse_unless(

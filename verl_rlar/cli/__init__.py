@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `rlar` command: scores responses, plans data sets, examines, compares and replays tools, without verl or Ray;
-checks the place where code runs that nobody has read; shows a run's library of tools, and changes it; makes a report of
-a run; finds reward models on the hub, and fetches them; has verifiers written; fills the gaps of a data set.
+checks the machine, and times the rewards on it; shows a run's library of tools, and changes it; makes a report of a
+run; finds reward models on the hub, and fetches them; has verifiers written; fills the gaps of a data set.
 
 Guarantees: with ``--json`` every line of standard output is one JSON object, in ASCII, and nothing else stands there;
 counts, faults and progress go to standard error. What a file says is never interpreted: control characters and markup
@@ -11,10 +11,10 @@ refused; 2 the command, a setting, the file or the hub is wrong; 130 Ctrl-C, 143
 have been ended); 141 the reader of the output is gone.
 """
 
-from verl_rlar.cli import build, diff, doctor, exam, fetch, plan, report, rescore, score, scout, tools, write
+from verl_rlar.cli import bench, build, diff, doctor, exam, fetch, plan, report, rescore, score, scout, tools, write
 from verl_rlar.cli.app import app, main, visible
 
 __all__ = [
-    "app", "build", "diff", "doctor", "exam", "fetch", "main", "plan", "report", "rescore", "score", "scout", "tools",
-    "visible", "write",
+    "app", "bench", "build", "diff", "doctor", "exam", "fetch", "main", "plan", "report", "rescore", "score", "scout",
+    "tools", "visible", "write",
 ]  # fmt: skip

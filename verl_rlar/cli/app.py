@@ -27,11 +27,11 @@ from verl_rlar.library import FOLDER_NAME, SCHEMA_FILE, Library, LibraryView
 OK, BAD, USAGE = 0, 1, 2
 WIDTH = 160
 """Columns of the tables where standard output is no terminal."""
+DEFAULTS = RlarConfig()
 STYLES = {"scored": "green", "abstained": "yellow", "failed": "red", "hacked": "magenta", "ok": "green", "lost": "red"}
 
 app = typer.Typer(
     name="rlar",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -69,7 +69,14 @@ def rlar(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Agent-backed rewards for verl: score responses, plan data sets.
+    """Agent-backed rewards for verl: score responses, plan data sets, look at runs, find and examine tools.
+
+    \b
+    Every command has --json (one object per line, and nothing else, on standard output; progress and faults go to
+    standard error), --set KEY=VALUE (any setting under rlar.*) and examples in its --help.
+    Exit codes: 0 all is well; 1 something in the data, the tools or the machine is not; 2 the command, a setting or a
+    file is wrong, and the message says what to do; 130 Ctrl-C.
+    Tab completion of commands and options: rlar --install-completion.
 
     \b
     Examples:
@@ -79,6 +86,7 @@ def rlar(
       rlar plan train.parquet
       rlar exam final_answer --data train.parquet
       rlar doctor
+      rlar bench answers.jsonl
       rlar scout "en-fr translation"
       rlar fetch OWNER/NAME@COMMIT
       rlar write "the final number is right" --data train.parquet
@@ -92,6 +100,7 @@ def rlar(
 
 def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
     """Runs a command to its exit code; what the user can mend becomes a message."""
+    sys.path.insert(0, os.getcwd())  # the user's own package.module, whatever starts us
     try:
         result = work()
         code = result if isinstance(result, int) else asyncio.run(result)
@@ -146,22 +155,29 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         yield on_progress
 
 
-def library_folder(folder: str | None) -> Path | None:
-    """The library that is meant; None if there is none."""
-    place = Path(folder or RlarConfig().run_dir)
+def library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path | None:
+    """The library that is meant: ``--in``, or else that of the settings; None if there is none."""
+    place = Path(folder or config.library.path or config.run_dir)
     for candidate in (place, place / FOLDER_NAME, place / "rlar" / FOLDER_NAME):
         if (candidate / SCHEMA_FILE).exists():
             return candidate
     return None
 
 
-def open_library(folder: str | None) -> LibraryView:
-    return Library.read(library_folder(folder) or Path(folder or RlarConfig().run_dir))
+def open_library(folder: str | None, config: RlarConfig = DEFAULTS) -> LibraryView:
+    """The library that is meant.
+
+    Raises:
+        LibraryError: There is none, or it cannot be read.
+    """
+    return Library.read(library_folder(folder, config) or Path(folder or config.library.path or config.run_dir))
 
 
-def new_library_folder(folder: str | None) -> Path:
+def new_library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path:
     """Where a library is made, if there is none."""
-    place = Path(folder or RlarConfig().run_dir)
+    if folder is None and config.library.path:
+        return Path(config.library.path)
+    place = Path(folder or config.run_dir)
     return place if place.name == FOLDER_NAME else place / FOLDER_NAME
 
 

@@ -3,11 +3,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from verl_rlar.cli.app import BAD, OK, Set, app, complain, configured, open_library, progress_bar, run, visible
+from verl_rlar.cli.app import (
+    BAD,
+    OK,
+    Json,
+    Set,
+    app,
+    complain,
+    configured,
+    open_library,
+    print_json,
+    progress_bar,
+    run,
+    visible,
+)
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, HubError, ModelRefused, ToolUnavailable
 
@@ -21,6 +35,7 @@ def fetch_command(
         str | None,
         typer.Option("--in", metavar="FOLDER", help="A library, or a run: all its reward models with a say or shadow."),
     ] = None,
+    as_json: Json = False,
     settings: Set = None,
 ) -> None:
     """Download reward models, if the gate lets them pass, and print their folders.
@@ -33,28 +48,37 @@ def fetch_command(
     Examples:
       rlar fetch OWNER/NAME@COMMIT
       rlar fetch --in checkpoints/qwen3-8b/rlar
+      rlar fetch OWNER/NAME@COMMIT --json | jq -r .folder
     """
-    run(lambda: _fetch(models or [], folder, configured(settings)))
+    run(lambda: _fetch(models or [], folder, as_json, configured(settings)))
 
 
-def _fetch(models: list[str], folder: str | None, config: RlarConfig) -> int:
+def _fetch(models: list[str], folder: str | None, as_json: bool, config: RlarConfig) -> int:
     from verl_rlar.admission import fetch, vet
     from verl_rlar.hub import Hub
     from verl_rlar.snapshots import Snapshots
+
+    def tell(model: str, at: Path | str) -> None:
+        if as_json:
+            print_json({"model": model, "folder": str(at)})
+        else:
+            print(visible(f"{model} {at}"))
 
     snapshots = Snapshots(config.hub)
     wanted = dict.fromkeys(models)
     failed = False
     if folder is not None:
-        library = open_library(folder)
+        library = open_library(folder, config)
         served = [digest for digest, one in library.standings().items() if one.event in ("live", "shadow")]
         for spec in map(library.spec, served):
             if spec.kind == "reward_model" and not (spec.serving or {}).get("address"):
                 try:
-                    print(visible(f"{spec.target} {snapshots.locate(spec)}"))
+                    tell(spec.target, snapshots.locate(spec))
                 except ToolUnavailable as error:
                     if spec.target.startswith("/"):
                         complain(str(error))
+                        if as_json:
+                            print_json({"model": spec.target, "error": str(error)})
                         failed = True
                     else:
                         wanted[spec.target] = None
@@ -64,8 +88,10 @@ def _fetch(models: list[str], folder: str | None, config: RlarConfig) -> int:
         for name in wanted:
             try:
                 vetted = vet(name, hub)
-                print(visible(f"{vetted.target} {fetch(vetted, hub, on_progress)}"))
+                tell(vetted.target, fetch(vetted, hub, on_progress))
             except (ModelRefused, HubError) as error:
                 complain(str(error))
+                if as_json:
+                    print_json({"model": name, "error": str(error)})
                 failed = True
     return BAD if failed else OK

@@ -4,12 +4,25 @@
 from __future__ import annotations
 
 import os
+import webbrowser
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from verl_rlar.cli.app import OK, Json, app, complain, library_folder, print_json, progress_bar, run
+from verl_rlar.cli.app import (
+    OK,
+    Json,
+    Set,
+    app,
+    complain,
+    configured,
+    library_folder,
+    print_json,
+    progress_bar,
+    run,
+)
+from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.library import LibraryView
 
@@ -37,7 +50,9 @@ def report_command(
         typer.Option("--texts/--no-texts", help="Prompts, responses, sources, reasons; without: to be shown around."),
     ] = True,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is no report.")] = False,
+    show: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
     as_json: Json = False,
+    settings: Set = None,
 ) -> None:
     """Make a report of a run: rewards, routing, tools, samples, alarms, costs.
 
@@ -48,12 +63,12 @@ def report_command(
 
     \b
     Examples:
-      rlar report checkpoints/qwen3-8b
+      rlar report checkpoints/qwen3-8b --open
       rlar report checkpoints/qwen3-8b -o qwen3-8b.html --groups 400
       rlar report checkpoints/qwen3-8b --live --port 8420
       rlar report checkpoints/qwen3-8b --json | jq '.alarms[].title'
     """
-    run(lambda: _report(folder, output, live, port, library, groups, texts, force, as_json))
+    run(lambda: _report(folder, output, live, port, library, groups, texts, force, show, as_json, configured(settings)))
 
 
 def _report(
@@ -65,14 +80,19 @@ def _report(
     groups: int,
     texts: bool,
     force: bool,
+    show: bool,
     as_json: bool,
+    config: RlarConfig,
 ) -> int:
     from verl_rlar.replay import run_folder
     from verl_rlar.report import figures, page
 
+    if show and as_json and output is None:
+        raise ConfigError("--open wants a file, and --json alone writes none: add -o FILE")
     if live and (as_json or output is not None):
         raise ConfigError("--live serves the report; leave --json and --output away, or --live")
     place = run_folder(folder)
+    library = library or config.library.path
     found = library_folder(library or str(place))
     if library is not None and found is None:
         raise ConfigError(f"there is no library at {library}; leave --in away where it is in the run's folder")
@@ -82,7 +102,7 @@ def _report(
         return figures.gather(place, view, groups=groups, texts=texts)
 
     if live:
-        return _serve(gather, place, found, port)
+        return _serve(gather, place, found, port, show=show)
     file = Path(output or FILE)
     writes = output is not None or not as_json
     if writes:
@@ -95,19 +115,28 @@ def _report(
         _write(file, content)
         alarms = len(gathered["alarms"])
         complain(f"{file}: {gathered['run']['rows']:,} responses, {alarms} alarms, {len(content) / 1e6:.1f} MB")
+        if show:
+            _open(file.absolute().as_uri())
     if as_json:
         print_json({name: value for name, value in gathered.items() if name not in ("samples", "sources")})
     return OK
 
 
-def _serve(gather: Any, place: Path, library: Path | None, port: int) -> int:
+def _serve(gather: Any, place: Path, library: Path | None, port: int, *, show: bool) -> int:
     from verl_rlar.report.live import Live, watched
 
     with Live(gather, watched(place, library), port=port) as server:
         print(server.url, flush=True)
         complain("the report is served there until Ctrl-C; from another machine: ssh -L")
+        if show:
+            _open(server.url)
         server.join()
     return OK
+
+
+def _open(address: str) -> None:
+    if not webbrowser.open(address):
+        complain(f"there is no browser here; open {address} in one")
 
 
 def _check(file: Path, *, force: bool) -> None:

@@ -94,7 +94,7 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
         async def score(item: tuple[int, Mapping[str, Any] | DataError]) -> Scored | BadLine:
             number, row = item
             try:
-                sample = _sample(row)
+                sample = sample_of(row)
             except DataError as error:
                 return BadLine(line=number, error=str(error))
             route = await dispatcher.route(sample.query)
@@ -129,7 +129,12 @@ def live_tools(folder: str, step: int | None, config: RlarConfig) -> tuple[Snaps
     )
 
 
-def _sample(row: Mapping[str, Any] | DataError) -> Sample:
+def sample_of(row: Mapping[str, Any] | DataError) -> Sample:
+    """A row with a response as a sample.
+
+    Raises:
+        DataError: It is none.
+    """
     if isinstance(row, DataError):
         raise row
     response = row.get("response")

@@ -91,7 +91,7 @@ def tools_ls_command(
 
 
 @tools_app.command("show")
-def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False) -> None:
+def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False, settings: Set = None) -> None:
     """Show a tool: its description, what it misses, its card, and what became of it.
 
     \b
@@ -99,7 +99,7 @@ def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False) -> 
       rlar tools show final_answer
       rlar tools show 3fa9 --json | jq .events
     """
-    run(lambda: _tools_show(tool, folder, as_json))
+    run(lambda: _tools_show(tool, folder, as_json, configured(settings)))
 
 
 @tools_app.command("add")
@@ -113,6 +113,7 @@ def tools_add_command(
     why: Annotated[str, typer.Option(metavar="TEXT", help="For the log.")] = "added by hand",
     by: By = "command line",
     as_json: Json = False,
+    settings: Set = None,
 ) -> None:
     """Put a verifier that nobody has read into the library, as proposed. It is not run here.
 
@@ -125,7 +126,7 @@ def tools_add_command(
       rlar tools add unit_price.py --kind math
       rlar tools add unit_price.py --in checkpoints/qwen3-8b/rlar
     """
-    run(lambda: _tools_add(file, folder, name, kind or [], why, by, as_json))
+    run(lambda: _tools_add(file, folder, name, kind or [], why, by, as_json, configured(settings)))
 
 
 @tools_app.command("promote")
@@ -138,6 +139,7 @@ def tools_promote_command(
     replace: Annotated[bool, typer.Option("--replace", help="Take the place of the live tool of its name.")] = False,
     by: By = "command line",
     as_json: Json = False,
+    settings: Set = None,
 ) -> None:
     """Give a tool that passed its exam a chance, or a say, from a step on.
 
@@ -149,7 +151,7 @@ def tools_promote_command(
       rlar tools promote unit_price --why "fits the new rows" --in checkpoints/qwen3-8b/rlar
       rlar tools promote unit_price --to live --replace --from 40 --why "version 2"
     """
-    run(lambda: _tools_change(to.value, tool, folder, step, why, by, as_json, replace))
+    run(lambda: _tools_change(to.value, tool, folder, step, why, by, as_json, replace, configured(settings)))
 
 
 @tools_app.command("retire")
@@ -160,14 +162,15 @@ def tools_retire_command(
     step: From = None,
     by: By = "command line",
     as_json: Json = False,
+    settings: Set = None,
 ) -> None:
     """Take a tool out, from a step on. What it scored stays in the ledger, and it stays in the library.
 
     \b
-    Example:
-      rlar tools retire token_f1 --why "too lenient on names"
+    Examples:
+      rlar tools retire token_f1 --why "too lenient on names" --in checkpoints/qwen3-8b/rlar
     """
-    run(lambda: _tools_change("retired", tool, folder, step, why, by, as_json, False))
+    run(lambda: _tools_change("retired", tool, folder, step, why, by, as_json, False, configured(settings)))
 
 
 @tools_app.command("export")
@@ -179,6 +182,7 @@ def tools_export_command(
         Target, typer.Option("--as", help="Its code, or a file for use in verl, TRL or verifiers.")
     ] = Target.SOURCE,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    as_json: Json = False,
     settings: Set = None,
 ) -> None:
     """Write a tool's code into a file, byte by byte as it scored; or a file that scores with it elsewhere.
@@ -194,16 +198,16 @@ def tools_export_command(
       rlar tools export unit_price unit_price_trl.py --as trl --in checkpoints/qwen3-8b/rlar
       rlar tools export final_answer final_answer_verl.py --as verl
     """
-    run(lambda: _tools_export(tool, file, folder, target, force, configured(settings)))
+    run(lambda: _tools_export(tool, file, folder, target, force, as_json, configured(settings)))
 
 
 def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
     rows: list[tuple[ToolSpec, str, int, str, str]]
-    if folder is None and library_folder(None) is None:
+    if folder is None and library_folder(None, config) is None:
         complain(f"there is no library at {Path(config.run_dir) / FOLDER_NAME}; a training begins with these")
         rows = [(tool.spec, "live", 0, tool.by, "at the start") for tool in trusted_tools(config)]
     else:
-        library = open_library(folder)
+        library = open_library(folder, config)
         live = library.latest() if step is None else library.snapshot(step)
         order = {tool.digest: place for place, tool in enumerate(live.tools)}
         by = {event.digest: event.by for event in library.events}
@@ -228,8 +232,8 @@ def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarC
     return OK
 
 
-def _tools_show(tool: str, folder: str | None, as_json: bool) -> int:
-    library = open_library(folder)
+def _tools_show(tool: str, folder: str | None, as_json: bool, config: RlarConfig) -> int:
+    library = open_library(folder, config)
     digest = library.find(tool)
     spec, standing, card = library.spec(digest), library.standings()[digest], library.card(digest)
     events = [event for event in library.events if event.digest == digest or event.replaces == digest]
@@ -264,7 +268,14 @@ def _tools_show(tool: str, folder: str | None, as_json: bool) -> int:
 
 
 def _tools_add(
-    file: str, folder: str | None, name: str | None, kinds: list[Kind], why: str, by: str, as_json: bool
+    file: str,
+    folder: str | None,
+    name: str | None,
+    kinds: list[Kind],
+    why: str,
+    by: str,
+    as_json: bool,
+    config: RlarConfig,
 ) -> int:
     from verl_rlar.exam.subject import verifier
 
@@ -274,27 +285,39 @@ def _tools_add(
         raise ConfigError(f"cannot read the verifier {file}: {error}") from None
     spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
     asked = Submission(digest=spec.digest, spec=spec_to_json(spec), source=source, by=by, why=why)
-    submitted(library_folder(folder) or new_library_folder(folder), asked, spec.name, as_json=as_json)
+    submitted(library_folder(folder, config) or new_library_folder(folder, config), asked, spec.name, as_json=as_json)
     return OK
 
 
 def _tools_change(
-    event: EventKind, tool: str, folder: str | None, step: int | None, why: str, by: str, as_json: bool, replace: bool
+    event: EventKind,
+    tool: str,
+    folder: str | None,
+    step: int | None,
+    why: str,
+    by: str,
+    as_json: bool,
+    replace: bool,
+    config: RlarConfig,
 ) -> int:
-    library = open_library(folder)
+    library = open_library(folder, config)
     digest = library.find(tool)
     asked = Submission(digest=digest, event=event, step=step, replace=replace, by=by, why=why)
     submitted(library.path, asked, library.spec(digest).name, as_json=as_json)
     return OK
 
 
-def _tools_export(tool: str, file: str, folder: str | None, target: Target, force: bool, config: RlarConfig) -> int:
+def _tools_export(
+    tool: str, file: str, folder: str | None, target: Target, force: bool, as_json: bool, config: RlarConfig
+) -> int:
     spec, source = _tool_and_source(tool, folder, config)
     if target is not Target.SOURCE:
         source = exported_file(spec, source, target, config)
     if source is None:
         raise LibraryError(f"{tool}: the library has no code of {spec.digest}; `rlar tools show` says what it is")
     if file == "-":
+        if as_json:
+            raise ConfigError("--json and - both want standard output: name a file, or leave --json away")
         sys.stdout.write(source)
         return OK
     try:
@@ -304,14 +327,16 @@ def _tools_export(tool: str, file: str, folder: str | None, target: Target, forc
         raise ConfigError(f"{file} is there already; --force overwrites it") from None
     except OSError as error:
         raise ConfigError(f"cannot write {file}: {error}") from None
+    if as_json:
+        print_json({"tool": spec.name, "digest": spec.digest, "as": target.value, "file": file})
     complain(f"{spec.name} ({spec.digest}) is in {file}")
     return OK
 
 
 def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple[ToolSpec, str | None]:
     """A tool of the library; without one, of those that a training begins with."""
-    if folder is not None or library_folder(None) is not None:
-        library = open_library(folder)
+    if folder is not None or library_folder(None, config) is not None:
+        library = open_library(folder, config)
         digest = library.find(tool)
         return library.spec(digest), library.source(digest)
     sys.path.insert(0, os.getcwd())  # the user's own package.module
