@@ -68,14 +68,14 @@ class Source:
     domain: str
 
 
-def row(source: str, prompt: list[dict[str, str]] | str, reference: str, **extra: Any) -> Row:
+def row(name: str, prompt: list[dict[str, str]] | str, reference: str, /, **extra: Any) -> Row:
     """A row in verl's columns. All rows have the same further columns, as Arrow wants it."""
     messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     columns = {"source": None, "source_lang": None, "target_lang": None, "test": None, "entry_point": None}
     return {
-        "data_source": source,
+        "data_source": name,
         "prompt": messages,
-        "ability": source,
+        "ability": name,
         "reward_model": {"style": "rule" if reference or extra.get("test") else "none", "ground_truth": reference},
         "extra_info": columns | extra,
     }

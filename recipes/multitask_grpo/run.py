@@ -167,7 +167,7 @@ def dry_run(choices: Choices, extra: list[str], console: Console, gpu_gb: float)
     lacking = missing(choices, config)
     console.print("on this machine " + ("nothing is missing" if not lacking else "there is not:"), highlight=False)
     for what in lacking:
-        console.print(f"  {what}", highlight=False, soft_wrap=True)
+        console.print(f"  {what}", highlight=False, soft_wrap=True, markup=False)
     sums = estimate(choices, gpu_gb)
     show(sums, console, choices, gpu_gb)
     fine = all(one.fine for one in routed.values())
@@ -237,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     choices = Choices(**fields)
     console = Console()
     line = shlex.join(["python", *command(choices, extra)])
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
         found = dry_run(choices, extra, console, args.gpu_gb)
         if args.json:
