@@ -103,6 +103,8 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
         *quickstart.TINY.overrides,
         f"data.train_batch_size={prompts}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
         f"actor_rollout_ref.rollout.n={GROUP}",
         "actor_rollout_ref.actor.optim.lr=1e-9",
         f"actor_rollout_ref.model.path={model}",
@@ -208,7 +210,7 @@ def scaling(folder: Path, args: argparse.Namespace) -> Figures:
     texts = {}  # a group answers one question
     for row in answers:
         texts.setdefault(row["question"], row["ground_truth"])
-    groups = list(texts.items())[: 8 if args.quick else 64]
+    groups = list(texts.items())[: 8 if args.quick else 32]
     dice = random.Random(0)
 
     def batch(step: int) -> list[Any]:
