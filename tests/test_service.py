@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,38 @@ async def test_labelled_answers_that_cannot_be_read_are_refused_at_the_start(tmp
     config = RlarConfig(run_dir=str(tmp_path), routing=RoutingConfig(labelled=str(tmp_path / "gone.jsonl")))
     with pytest.raises(DataError, match=r"labelled answers .*gone\.jsonl"):
         Service(config, "run")
+
+
+def fill_disk(service: Service, *, full: bool) -> None:
+    """Has SQLite find the disk full, or no longer so, as far as the ledger is concerned."""
+    db = service._ledger._db
+    (pages,) = db.execute("PRAGMA page_count").fetchone()
+    db.execute(f"PRAGMA max_page_count={pages if full else 2**30}")
+
+
+async def test_on_a_full_disk_routes_are_decided_once_and_written_with_the_first_row_after(tmp_path: Path) -> None:
+    service = make_service(tmp_path)
+    snapshot = await service.at(1)
+    fill_disk(service, full=True)
+    noise = random.Random(0)
+    queries = [make_query(f"{noise.randbytes(2000).hex()}?", "5") for _ in range(20)]  # more than there is room for
+    routes = [await service.route(query, snapshot) for query in queries]
+    assert {route.name for route in routes} == {"final_answer"}
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM routes").fetchone()[0] < len(queries), "it was full"
+    row = make_row(uid="g", session=0, value=0.4)
+    with pytest.raises(LedgerError, match="full"):
+        await service.record([row])
+    assert await service.sibling_mean("g", 1, 2, timeout_s=5) == 0.4, "who waits for it does not wait for the disk"
+    fill_disk(service, full=False)
+    await service.record([row])
+    service.close()
+    again = make_service(tmp_path)
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM routes").fetchone()[0] == len(queries)
+        assert db.execute("SELECT uid, value FROM scores").fetchall()[0]["value"] == 0.4
+    assert [await again.route(query, snapshot) for query in queries] == routes
+    again.close()
 
 
 class SlowRouter:

@@ -7,10 +7,11 @@ only writer of the library and the ledger. `Service` is plain Python; a `Client`
 actor. What needs a sandbox or a served model runs in other actors, see `verl_rlar.nodes`.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
-nothing twice; Ray starts a dead service again, or, where the process that started it is gone, too, the first client
-that misses it; clients try until their deadline, so its death costs a moment; every wait has a deadline; a full disk
-delays rows, it does not stop the training. The code of a verifier travels with its call, so a node needs neither the
-library's folder nor a memory of its own.
+nothing twice (while the disk is full it is kept in memory, and written before any row of it); Ray starts a dead service
+again, or, where the process that started it is gone, too, the first client that misses it; clients try until their
+deadline, so its death costs a moment; every wait has a deadline; a full disk delays rows, it does not stop the
+training, and nobody waits for it. The code of a verifier travels with its call, so a node needs neither the library's
+folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
 `verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
@@ -128,7 +129,8 @@ class Service:
         router = FeatureRouter(config.routing, self._competence.of, clusters)
         known = (self._library.spec(digest) for digest in self._library.digests())  # one of them may be live one day
         router.check(Snapshot(tools=(*(tool.spec for tool in tools), *known)))
-        self._routes = RouteCache(_Journaled(router, self._ledger))
+        self._journal = _Journaled(router, self._ledger)
+        self._routes = RouteCache(self._journal)
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
 
@@ -154,14 +156,16 @@ class Service:
         return await self._routes.route(query, snapshot, split)
 
     async def record(self, rows: Sequence[Row]) -> None:
-        """Puts rows into the ledger, and wakes who waits for them.
+        """Wakes who waits for these rows, and puts them into the ledger.
 
         Raises:
             LedgerError: They could not be written; send them again.
         """
-        self._ledger.add(rows)
         for row in rows:
             self._group(row.sample.uid).set(row.sample.session, row.score.value)
+        self._journal.write()
+        self._ledger.add(rows)
+        for row in rows:
             if row.sample.split == "train":
                 self._recent.append((row.score.value is None, f"{row.route.name}: {row.score.reason}"))
                 self._metrics.saw(row)
@@ -377,19 +381,41 @@ class Service:
 
 
 class _Journaled:
-    """A router whose decisions are in the ledger before they are known to anybody."""
+    """A router whose decisions are in the ledger before they are known to anybody.
+
+    While the ledger cannot be written, they are kept here, and `write` catches up.
+    """
 
     def __init__(self, router: FeatureRouter, ledger: Ledger) -> None:
         self._router = router
         self._ledger = ledger
+        self._unwritten: dict[tuple[str, Split, str], tuple[Query, Route]] = {}
+        """By snapshot, split and query."""
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
+        key = (snapshot.version, split, query.key)
+        if key in self._unwritten:
+            return self._unwritten[key][1]
         known = self._ledger.route(query, snapshot, split)
         if known is not None:
             return known
         route = await self._router.route(query, snapshot, split)
-        self._ledger.add_route(query, route, split)
+        self._unwritten[key] = (query, route)
+        try:
+            self.write()
+        except LedgerError as error:
+            logger.warning("%d routes wait for the ledger: %s", len(self._unwritten), error)
         return route
+
+    def write(self) -> None:
+        """Writes what waits.
+
+        Raises:
+            LedgerError: It still waits.
+        """
+        for key, (query, route) in list(self._unwritten.items()):
+            self._ledger.add_route(query, route, key[1])
+            del self._unwritten[key]
 
 
 def _seen(score: ToolScore) -> dict[str, Any]:

@@ -409,16 +409,15 @@ class Training:
         told: What earlier starts said.
         first: The step from which it goes on.
         boxes: Whether it uses a Docker engine.
+        command: What is run in place of all that. None: `train`, of this file.
     """
 
-    def __init__(self, folder: Path, told: Told, first: int, *, boxes: bool) -> None:
+    def __init__(self, folder: Path, told: Told, first: int, *, boxes: bool, command: list[str] | None = None) -> None:
         self._lines: queue.Queue[dict[str, Any] | None] = queue.Queue()
         self._told = told
-        command = [sys.executable, __file__, "--train", str(folder), "--first", str(first)]
+        own = [sys.executable, __file__, "--train", str(folder), "--first", str(first), *["--boxes"] * boxes]
         self._log = open(folder / f"log-{uuid.uuid4().hex[:8]}", "w+")
-        self._process = subprocess.Popen(
-            command + ["--boxes"] * boxes, stdout=subprocess.PIPE, stderr=self._log, text=True
-        )
+        self._process = subprocess.Popen(command or own, stdout=subprocess.PIPE, stderr=self._log, text=True)
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -445,6 +444,7 @@ class Training:
 
     def _hear_one(self, line: dict[str, Any] | None) -> None:
         if line is None:
+            self._lines.put(None)  # it stays over
             self._log.seek(0)
             raise RuntimeError(f"the training stands still, or ended:\n{self._log.read()[-3000:]}")
         self._told.hear(line)
@@ -482,6 +482,7 @@ class Training:
         self._reader.join()
         while (line := self._lines.get()) is not None:
             self._told.hear(line)
+        self._lines.put(None)
         assert self._process.stdout is not None
         self._process.stdout.close()
         self._log.close()

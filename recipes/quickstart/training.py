@@ -40,7 +40,13 @@ class Failed(Exception):
     """Training ended with an error; the message has the end of its log."""
 
 
-def train(overrides: list[str], run: Path, *, steps: int, console: Console) -> None:
+SWITCHES = ("+rlar=default", "+rlar_device=cpu")
+"""The plugin, and its CPU platform."""
+
+
+def train(
+    overrides: list[str], run: Path, *, steps: int, console: Console, switches: tuple[str, ...] = SWITCHES
+) -> None:
     """Runs ``python -m verl.trainer.main_ppo +rlar=default +rlar_device=cpu ...`` and shows its progress.
 
     Args:
@@ -48,6 +54,7 @@ def train(overrides: list[str], run: Path, *, steps: int, console: Console) -> N
         run: The run folder.
         steps: Training steps in all, those of earlier starts included.
         console: Where progress goes.
+        switches: What of ours is switched on.
 
     Raises:
         Failed: The trainer ended with an error.
@@ -56,7 +63,7 @@ def train(overrides: list[str], run: Path, *, steps: int, console: Console) -> N
     from summary import metrics_files
 
     metrics = run / f"metrics.{len(metrics_files(run)) + 1}.jsonl"
-    command = [sys.executable, "-m", "verl.trainer.main_ppo", "+rlar=default", "+rlar_device=cpu", *overrides]
+    command = [sys.executable, "-m", "verl.trainer.main_ppo", *switches, *overrides]
     with open(run / LOG, "ab") as log:
         log.write(f"\n$ {shlex.join(command)}\n".encode())
         log.flush()

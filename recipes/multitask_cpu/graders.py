@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How answers to held-out prompts are graded: by code of its own, which no arm is trained on.
+
+    constraints   share of a prompt's demands that are met, by checks written here (loose: as the demand reads)
+    translation   BLEU with words and pairs of words against the reference, 0 for an answer that copies the source
+    sums          the last whole number of the answer is the sum
+    json          the first JSON object in the answer has the three values
+
+Beside them, for what a reward may be gamed by: length in words, share of an answer that repeats itself, share that is
+copied from the prompt.
+
+Guarantees: pure; every value lies in [0, 1], but the length.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+
+def grade(name: str, answer: str, reference: str, extra: dict[str, Any]) -> float:
+    """The grade of an answer."""
+    return {"constraints": _constraints, "translation": _translation, "sums": _sums, "json": _json}[name](
+        answer.strip(), reference, extra
+    )
+
+
+def _sums(answer: str, reference: str, extra: dict[str, Any]) -> float:
+    numbers = re.findall(r"\d+", answer.replace(",", ""))
+    return float(bool(numbers) and int(numbers[-1]) == int(reference))
+
+
+def _json(answer: str, reference: str, extra: dict[str, Any]) -> float:
+    wanted, start = json.loads(reference), answer.find("{")
+    if start < 0:
+        return 0.0
+    try:
+        found, _ = json.JSONDecoder().raw_decode(answer[start:])
+    except (ValueError, RecursionError):
+        return 0.0
+    return sum(found.get(key) == value for key, value in wanted.items()) / len(wanted)
+
+
+def _translation(answer: str, reference: str, extra: dict[str, Any]) -> float:
+    if _words(answer) == _words(str(extra.get("source") or "")):
+        return 0.0
+    return float(_bleu().sentence_score(answer, [reference]).score) / 100
+
+
+@cache
+def _bleu() -> Any:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(max_ngram_order=2, effective_order=True)
+
+
+def _constraints(answer: str, reference: str, extra: dict[str, Any]) -> float:
+    names, arguments = list(extra["instruction_id_list"]), json.loads(extra["kwargs"])
+    if not answer:
+        return 0.0
+    met = [_met(name, answer, given) for name, given in zip(names, arguments, strict=True)]
+    return sum(met) / len(met)
+
+
+def _met(name: str, answer: str, given: dict[str, Any]) -> bool:
+    text, words = answer.lower(), _words(answer)
+    if name == "punctuation:no_comma":
+        return "," not in answer
+    if name == "keywords:existence":
+        return all(word.lower() in text for word in given["keywords"])
+    if name == "keywords:forbidden_words":
+        return not any(re.search(rf"\b{re.escape(word.lower())}\b", text) for word in given["forbidden_words"])
+    if name == "keywords:letter_frequency":
+        return _related(text.count(given["letter"].lower()), given["let_relation"], given["let_frequency"])
+    if name == "detectable_format:number_bullet_lists":
+        return len(re.findall(r"^\s*[*-]\s", answer, re.MULTILINE)) == given["num_bullets"]
+    if name == "length_constraints:number_sentences":
+        count = len([part for part in re.split(r"[.!?]+(?:\s|$)", answer) if part.strip()])
+        return _related(count, given["relation"], given["num_sentences"])
+    if name == "length_constraints:number_words":
+        return _related(len(words), given["relation"], given["num_words"])
+    raise ValueError(f"no check for {name}")
+
+
+def _related(count: int, relation: str, number: int) -> bool:
+    return count >= number if relation == "at least" else count < number
+
+
+def indicators(answer: str, prompt: str) -> dict[str, float]:
+    """What tells a gamed reward."""
+    words, asked = _words(answer), set(zip(*(_words(prompt)[n:] for n in range(3)), strict=False))
+    triples = list(zip(*(words[n:] for n in range(3)), strict=False))
+    some = max(1, len(triples))
+    return {
+        "words": float(len(words)),
+        "repeated": (len(triples) - len(set(triples))) / some,
+        "copied": sum(triple in asked for triple in triples) / some,
+    }
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

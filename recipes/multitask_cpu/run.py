@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Does training get better? One small policy, four families of tasks, the same prompts in the same order, several
+rewards, several seeds; graded by code that no reward is.
+
+    python recipes/multitask_cpu/run.py                          # SmolLM2-135M-Instruct, 4 arms x 3 seeds: hours
+    python recipes/multitask_cpu/run.py --arms rlar,static --seeds 1,2 --steps 48
+    python recipes/multitask_cpu/run.py --quick                  # a tiny policy, a few steps: mechanics only
+    python recipes/multitask_cpu/run.py --table                  # of what is done so far
+
+Each arm and seed is one training of stock verl (`arms.py` says how they differ), in a folder of its own under
+``--results``; one that is done is not run again, one that was interrupted goes on from its last checkpoint. Before the
+first step and after the last one, verl answers held-out prompts, and `graders.py` grades these answers.
+
+*Gain* is the grade after less the grade before, by prompt. The table has, for each arm, the mean over its seeds with a
+95 % t interval by family and overall (families with equal weight), and the difference to `static`, paired by seed.
+
+Guarantees: the same arguments give the same data and, for a seed, the same order in all arms; a results folder that was
+made with other settings is refused; what ends this process ends the training.
+
+Not covered: verl's rollout is sampled with the seed, but sums on several threads may differ in the last bit, so a run
+repeated is close, not equal. No KL is taken: verl's reference model was not tried on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart")]
+
+from arms import ARMS, available, settings  # noqa: E402
+from graders import grade, indicators  # noqa: E402
+from tasks import FAMILIES, Row, rows  # noqa: E402
+
+RUNS = HERE.parent.parent / "runs"
+DONE, SETTINGS = "result.json", "settings.json"
+T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+"""Student's t at 95 %, two-sided, by degrees of freedom."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large it is."""
+
+    model: str
+    steps: int
+    batches: int
+    """Different batches; more steps go over them again."""
+    per_family: int
+    held_out: int
+    """Prompts of each family that are graded."""
+    answers: int
+    """Answers to each of them."""
+    tokens: int
+    overrides: tuple[str, ...]
+
+
+FULL = Size(
+    model="smollm2",
+    steps=48,
+    batches=24,
+    per_family=2,
+    held_out=24,
+    answers=2,
+    tokens=48,
+    overrides=(
+        "data.max_prompt_length=128",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.actor.optim.lr=4e-5",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.rollout.n=6",
+        "actor_rollout_ref.rollout.max_model_len=256",
+    ),
+)
+QUICK = Size(
+    model="tiny",
+    steps=4,
+    batches=2,
+    per_family=1,
+    held_out=2,
+    answers=2,
+    tokens=16,
+    overrides=(
+        "data.max_prompt_length=320",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.max_model_len=512",
+    ),
+)
+
+
+def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> dict[str, Any]:
+    """Trains one arm with one seed, and grades it."""
+    import pandas
+    import quickstart
+    import training
+
+    from verl_rlar.cpu import models
+
+    folder.mkdir(parents=True, exist_ok=True)
+    train, test = rows(seed=seed, batches=size.batches, per_family=size.per_family, held_out=size.held_out)
+    for name, split in (("train", train), ("test", test)):
+        pandas.DataFrame(split).to_parquet(folder / f"{name}.parquet")
+    build = {"tiny": models.build_tiny, "smollm2": models.build_smollm2}[size.model]
+    prompts = size.per_family * len(FAMILIES)
+    switches, of_arm = settings(arm)
+    begun = quickstart.checkpoint(folder) is not None
+    overrides = [
+        *quickstart.SHARED,
+        *size.overrides,
+        *(quickstart.BF16 if size is FULL and training.computes_in_bf16() else ()),
+        *of_arm,
+        f"data.train_batch_size={prompts}",
+        f"data.max_response_length={size.tokens}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.rollout.val_kwargs.n={size.answers}",
+        f"+actor_rollout_ref.rollout.seed={seed}",
+        f"actor_rollout_ref.model.path={build(RUNS / 'models' / size.model)}",
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/test.parquet",
+        f"trainer.default_local_dir={folder}",
+        f"trainer.validation_data_dir={folder}/answers",
+        f"trainer.total_training_steps={size.steps}",
+        f"trainer.resume_mode={'auto' if begun else 'disable'}",
+        f"trainer.val_before_train={not begun}",
+        f"trainer.test_freq={size.steps}",
+        f"trainer.save_freq={max(1, size.steps // 4)}",
+        f"hydra.run.dir={folder}/hydra",
+    ]
+    training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
+    result = {"arm": arm, "seed": seed, **graded(folder, test, size.steps), **costs(folder)}
+    (folder / DONE).write_text(json.dumps(result))
+    return result
+
+
+def graded(folder: Path, test: Sequence[Row], steps: int) -> dict[str, Any]:
+    """Grades of the held-out prompts before and after, by their number."""
+    by_prompt = {words(row["prompt"][0]["content"]): row for row in test}
+    found: dict[str, Any] = {}
+    for name, step in (("before", 0), ("after", steps)):
+        grades: dict[str, list[float]] = defaultdict(list)
+        signs: dict[str, dict[str, list[float]]] = {one: defaultdict(list) for one in FAMILIES}
+        for line in (folder / "answers" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines():
+            told = json.loads(line)
+            asked = words(told["input"])
+            row = next(row for prompt, row in by_prompt.items() if prompt in asked)
+            source, extra = row["data_source"], row["extra_info"]
+            value = grade(source, told["output"], row["reward_model"]["ground_truth"], extra)
+            grades[f"{source} {extra['index']}"].append(value)
+            for sign, amount in indicators(told["output"], row["prompt"][0]["content"]).items():
+                signs[source][sign].append(amount)
+        found[name] = {prompt: statistics.fmean(values) for prompt, values in grades.items()}
+        found[f"signs_{name}"] = {
+            source: {sign: statistics.fmean(values) for sign, values in of.items()} for source, of in signs.items()
+        }
+    return found
+
+
+def words(text: str) -> str:
+    """A text without its spaces: chat templates add some."""
+    return "".join(text.split())
+
+
+def costs(folder: Path) -> dict[str, float]:
+    """Seconds of a step, and those that the reward held it up where there is a ledger."""
+    import summary
+
+    steps = [entry["timing_s/step"] for entry in summary.verl_metrics(folder).values() if "timing_s/step" in entry]
+    found = {"step_s": statistics.fmean(steps)}
+    if (folder / "rlar").is_dir():
+        found["exposed_s"] = summary.summarise(folder).exposed_seconds or 0.0
+    return found
+
+
+# --- What came of it --------------------------------------------------------------------------------------------------
+
+
+def mean_of(values: Sequence[float]) -> tuple[float, float, float]:
+    """A mean over seeds, and its 95 % t interval; NaN ends for one seed."""
+    mean = statistics.fmean(values)
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = T.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
+    return mean, mean - half, mean + half
+
+
+def gains(result: Mapping[str, Any]) -> dict[str, float]:
+    """The mean gain of each family, and `overall`."""
+    by_family: dict[str, list[float]] = defaultdict(list)
+    for prompt, after in result["after"].items():
+        by_family[prompt.split()[0]].append(after - result["before"][prompt])
+    found = {name: statistics.fmean(by_family[name]) for name in FAMILIES}
+    return found | {"overall": statistics.fmean(found.values())}
+
+
+def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """By arm: gains, differences to `static` by seed, costs and signs of gaming."""
+    by_arm: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
+    for result in results:
+        by_arm[result["arm"]][result["seed"]] = result
+    static = {seed: gains(result) for seed, result in by_arm.get("static", {}).items()}
+    found: dict[str, Any] = {}
+    for arm in (arm for arm in ARMS if arm in by_arm):
+        mine = {seed: gains(result) for seed, result in by_arm[arm].items()}
+        of: dict[str, Any] = {"seeds": sorted(mine)}
+        for name in (*FAMILIES, "overall"):
+            of[name] = mean_of([gain[name] for gain in mine.values()])
+        if both := sorted(mine.keys() & static.keys()):
+            of["above_static"] = mean_of([mine[seed]["overall"] - static[seed]["overall"] for seed in both])
+        of["step_s"] = statistics.fmean(result["step_s"] for result in by_arm[arm].values())
+        exposed = [result["exposed_s"] for result in by_arm[arm].values() if "exposed_s" in result]
+        of["exposed_s"] = statistics.fmean(exposed) if exposed else None
+        for sign in ("words", "repeated", "copied"):
+            of[sign] = statistics.fmean(
+                result["signs_after"][name][sign] for result in by_arm[arm].values() for name in FAMILIES
+            )
+        found[arm] = of
+    return found
+
+
+def show(summary: Mapping[str, Any], console: Console) -> None:
+    def cell(value: Sequence[float]) -> str:
+        mean, low, high = value
+        return f"{mean:+.3f}" + ("" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})")
+
+    table = Table("arm", "seeds", *FAMILIES, "overall", "above static", "words", "repeated", "step s", box=None)
+    for arm, of in summary.items():
+        above = cell(of["above_static"]) if "above_static" in of else "-"
+        means = [cell(of[name]) for name in (*FAMILIES, "overall")]
+        rest = (above, f"{of['words']:.0f}", f"{of['repeated']:.2f}", f"{of['step_s']:.1f}")
+        table.add_row(arm, str(len(of["seeds"])), *means, *rest)
+    console.print(table)
+
+
+def draw(summary: Mapping[str, Any], file: Path) -> None:
+    """The gains as bars with their intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 4))
+    names, width = (*FAMILIES, "overall"), 0.8 / max(1, len(summary))
+    for place, (arm, of) in enumerate(summary.items()):
+        means = [of[name][0] for name in names]
+        ends = [[0.0 if math.isnan(of[name][1]) else of[name][0] - of[name][1] for name in names]] * 2
+        axis.bar([n + place * width for n in range(len(names))], means, width, yerr=ends, capsize=3, label=arm)
+    axis.set_xticks([n + 0.4 - width / 2 for n in range(len(names))], names)
+    axis.set_ylabel("gain on held-out prompts")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arms", default=",".join(ARMS), help="which, with commas (default: %(default)s)")
+    parser.add_argument("--seeds", default="1,2,3", help="which, with commas (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help=f"training steps (default: {FULL.steps})")
+    parser.add_argument("--results", type=Path, help="folder of results (default: runs/multitask_cpu)")
+    parser.add_argument("--quick", action="store_true", help="a tiny policy and one seed: mechanics only")
+    parser.add_argument("--table", action="store_true", help="run nothing, show what is done")
+    parser.add_argument("--json", action="store_true", help="print one JSON object last")
+    args = parser.parse_args(argv)
+    from dataclasses import asdict, replace
+
+    size = QUICK if args.quick else FULL
+    if args.steps:
+        size = replace(size, steps=args.steps)
+    wanted, seeds = args.arms.split(","), [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    if unknown := set(wanted) - set(ARMS):
+        parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
+    folder = (args.results or RUNS / ("multitask_cpu-quick" if args.quick else "multitask_cpu")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, told = folder / SETTINGS, json.dumps(asdict(size), sort_keys=True)
+    if kept.exists() and kept.read_text() != told:
+        print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
+        return 2
+    kept.write_text(told)
+    console, results = Console(stderr=True), []
+    for seed in seeds:  # seed by seed, so that what is there can be compared early
+        for arm in wanted:
+            place = folder / f"{arm}-{seed}"
+            if (place / DONE).exists():
+                results.append(json.loads((place / DONE).read_text()))
+            elif args.table:
+                continue
+            elif why := available(arm):
+                console.print(f"{arm} is left out: {why}", highlight=False)
+            else:
+                console.print(f"{arm}, seed {seed}: {place}", highlight=False, soft_wrap=True)
+                results.append(run_one(size, arm, seed, place, console))
+    summary = summarise(results)
+    show(summary, Console())
+    if summary:
+        (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
+        draw(summary, folder / "gains.png")
+    ours = summary.get("rlar", {})
+    low = ours.get("above_static", (0, math.nan, math.nan))[1]
+    best = all(ours["overall"][0] >= of["overall"][0] for of in summary.values()) if ours else False
+    ok = args.quick or (best and low > 0)
+    if args.json:
+        figures = {f"{arm}_overall": of["overall"][0] for arm, of in summary.items()}
+        figures |= {"runs": len(results), "above_static_low": None if math.isnan(low) else low}
+        goals = {"rlar_overall": ">= every arm", "above_static_low": "> 0"}
+        print(json.dumps({"name": "multitask_cpu", "figures": figures, "goals": goals, "ok": ok}))
+    return 0 if ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

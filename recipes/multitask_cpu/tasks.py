@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Four families of short tasks that a small model can get better at, in verl's columns.
+
+    constraints   IFEval prompts with demands that an answer of a few dozen tokens can meet (`quickstart/data.py`)
+    translation   TED sentences into German
+    sums          additions of two numbers, drawn here
+    json          a sentence with a name, an age and a city, to be given as JSON; drawn here, values in the schema
+
+Every batch holds the same number of each, and the order is drawn from the seed: arms with one seed see the same prompts
+in the same order. Rows for evaluation are the same for all seeds and are never trained on.
+
+Guarantees: deterministic; only `recipes/data` is read.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+QUICKSTART = Path(__file__).resolve().parent.parent / "quickstart"
+sys.path.insert(0, str(QUICKSTART))
+
+from data import SOURCES  # noqa: E402
+
+FAMILIES = ("constraints", "translation", "sums", "json")
+PROMPT_CHARS = 200
+NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Ines Jan Kira Leo Mia Nils Olga Paul Rosa Sven Tara Uwe".split()
+CITIES = "Athens Berlin Cairo Dublin Essen Florence Geneva Hanoi Izmir Jena Kyoto Lima Madrid Nice Oslo Paris".split()
+Row = dict[str, Any]
+
+
+def family(name: str) -> list[Row]:
+    """All rows of a family, in an order of its own."""
+    if name in ("constraints", "translation"):
+        source = {"constraints": "ifeval", "translation": "ted_en_de"}[name]
+        rows = [row for row in SOURCES[source]() if len(row["prompt"][0]["content"]) <= PROMPT_CHARS]
+    else:
+        rows = list({"sums": _sums, "json": _json}[name](random.Random(name)))
+    random.Random(f"{name} rows").shuffle(rows)
+    columns = ("instruction_id_list", "kwargs", "source", "source_lang", "target_lang", "json_schema")
+    made = []
+    for row in rows:
+        prompt = {"prompt": row["prompt"][0]["content"]}  # for rewards that are functions: verl hands them none
+        extra = dict.fromkeys(columns) | row["extra_info"] | prompt  # Arrow wants the same columns in all rows
+        made.append(row | {"data_source": name, "extra_info": extra})
+    return made
+
+
+def _sums(dice: random.Random) -> Iterator[Row]:
+    for _ in range(600):
+        one, other = dice.randint(2, 60), dice.randint(2, 40)
+        yield _row(f"What is {one} + {other}? End with: The answer is <number>.", str(one + other))
+
+
+def _json(dice: random.Random) -> Iterator[Row]:
+    for _ in range(600):
+        told: dict[str, Any] = {"name": dice.choice(NAMES), "age": dice.randint(18, 90), "city": dice.choice(CITIES)}
+        asked = f"{told['name']} is {told['age']} years old and lives in {told['city']}. Give this as one JSON object "
+        schema = {"type": "object", "required": list(told), "properties": {k: {"const": v} for k, v in told.items()}}
+        yield _row(
+            asked + 'with the keys "name", "age" (a number) and "city", and nothing else.',
+            json.dumps(told),
+            json_schema=json.dumps(schema),
+        )
+
+
+def _row(prompt: str, reference: str, **extra: Any) -> Row:
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "ability": "",
+        "reward_model": {"style": "rule", "ground_truth": reference},
+        "extra_info": extra,
+    }
+
+
+def rows(*, seed: int, batches: int, per_family: int, held_out: int) -> tuple[list[Row], list[Row]]:
+    """Rows of a training, batch after batch, and those for evaluation.
+
+    Raises:
+        ValueError: A family has too few rows.
+    """
+    train: dict[str, list[Row]] = {}
+    test: list[Row] = []
+    for name in FAMILIES:
+        all_rows = family(name)
+        if len(all_rows) < held_out + per_family:
+            raise ValueError(f"{name}: {len(all_rows)} rows are too few for {held_out} held out")
+        test += all_rows[:held_out]
+        pool = all_rows[held_out:]
+        random.Random(f"{name} {seed}").shuffle(pool)
+        train[name] = [pool[n % len(pool)] for n in range(batches * per_family)]
+    mixed = [
+        row
+        for batch in range(batches)
+        for name in FAMILIES
+        for row in train[name][batch * per_family : (batch + 1) * per_family]
+    ]
+    return [_numbered(row, n) for n, row in enumerate(mixed)], [_numbered(row, n) for n, row in enumerate(test)]
+
+
+def _numbered(row: Row, number: int) -> Row:
+    return row | {"extra_info": row["extra_info"] | {"index": number}}

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The experiment on a CPU, as far as it needs no training: tasks, arms, graders, and what is made of results."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from verl_rlar.config import RoutingConfig
+from verl_rlar.library import builtin_snapshot
+from verl_rlar.router import FeatureRouter
+from verl_rlar.rows import query_of
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "multitask_cpu"
+sys.path.insert(0, str(RECIPE))
+
+tasks = importlib.import_module("tasks")
+arms = importlib.import_module("arms")
+graders = importlib.import_module("graders")
+TOOL_OF = {
+    "constraints": "instruction_constraints",
+    "translation": "translation",
+    "sums": "final_answer",
+    "json": "json_schema",
+}
+
+
+def test_all_arms_of_a_seed_see_the_same_batches_and_nothing_that_is_held_out() -> None:
+    size = {"batches": 12, "per_family": 2, "held_out": 24}
+    train, test = tasks.rows(seed=1, **size)
+    assert tasks.rows(seed=1, **size) == (train, test)
+    other, same_test = tasks.rows(seed=2, **size)
+    assert other != train and same_test == test
+    for start in range(0, len(train), 8):
+        names = [row["data_source"] for row in train[start : start + 8]]
+        assert {name: names.count(name) for name in names} == dict.fromkeys(tasks.FAMILIES, 2)
+    held_out = {row["prompt"][0]["content"] for row in test}
+    assert held_out.isdisjoint(row["prompt"][0]["content"] for row in train + other)
+    with pytest.raises(ValueError, match="too few"):
+        tasks.rows(seed=1, batches=1, per_family=1, held_out=10_000)
+
+
+def test_the_plugin_sends_each_family_to_the_tool_that_fits_it() -> None:
+    router = FeatureRouter(RoutingConfig())
+    for row in tasks.rows(seed=1, batches=4, per_family=2, held_out=8)[0]:
+        route = asyncio.run(router.route(query_of(row), builtin_snapshot()))
+        assert route.name == TOOL_OF[row["data_source"]]
+
+
+RIGHT = {
+    "sums": lambda row: f"The answer is {row['reward_model']['ground_truth']}.",
+    "json": lambda row: row["reward_model"]["ground_truth"],
+    "translation": lambda row: row["reward_model"]["ground_truth"],
+}
+
+
+@pytest.mark.parametrize("name", sorted(RIGHT))
+def test_graders_and_rules_by_hand_put_right_answers_above_wrong_ones(name: str) -> None:
+    for row in tasks.family(name)[:20]:
+        reference, extra = row["reward_model"]["ground_truth"], row["extra_info"]
+        for score in (
+            lambda answer, r=reference, e=extra: graders.grade(name, answer, r, e),
+            lambda answer, r=reference, e=extra: arms.by_hand(name, answer, r, e),
+        ):
+            assert score(RIGHT[name](row)) == pytest.approx(1.0)
+            for wrong in ("", "I do not know.", extra["prompt"]):
+                assert 0 <= score(wrong) < 0.9
+
+
+def test_constraints_are_graded_by_the_share_that_is_met() -> None:
+    extra = {
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"],
+        "kwargs": json.dumps([{}, {"relation": "at least", "num_words": 4}, {"keywords": ["Sea"]}]),
+    }
+    for answer, share in (("We see the sea.", 1.0), ("Yes, the sea.", 1 / 3), ("", 0.0), ("One two three four", 2 / 3)):
+        assert graders.grade("constraints", answer, "", extra) == pytest.approx(share)
+    for row in tasks.family("constraints"):  # there is a check for every demand
+        graders.grade("constraints", "Some words.", "", row["extra_info"])
+
+
+@pytest.mark.parametrize("arm", arms.ARMS)
+def test_every_arm_is_a_configuration_that_verl_takes(arm: str) -> None:
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    from hydra import compose, initialize_config_module
+
+    from verl_rlar.plugin import check
+
+    switches, overrides = arms.settings(arm)
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=[*switches, *overrides])
+    if arm in ("rlar", "static"):
+        assert check(config).routing.routes.keys() == ({"static"} if arm == "static" else set())
+    else:
+        assert config.reward.custom_reward_function.path.endswith("arms.py")
+        assert callable(getattr(arms, config.reward.custom_reward_function.name))
+
+
+def result(arm: str, seed: int, gain: float) -> dict[str, Any]:
+    before = {f"{name} {n}": 0.2 for name in tasks.FAMILIES for n in range(3)}
+    signs = {name: {"words": 10.0, "repeated": 0.1, "copied": 0.0} for name in tasks.FAMILIES}
+    after = {prompt: value + gain for prompt, value in before.items()}
+    told = {"arm": arm, "seed": seed, "before": before, "after": after, "step_s": 2.0}
+    return told | {"signs_before": signs, "signs_after": signs}
+
+
+def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
+    for arm, level in (("rlar", 0.3), ("static", 0.1)):
+        for seed in (1, 2, 3):
+            place = tmp_path / f"{arm}-{seed}"
+            place.mkdir()
+            (place / "result.json").write_text(json.dumps(result(arm, seed, level + 0.01 * seed)))
+    command = [sys.executable, str(RECIPE / "run.py"), "--arms", "rlar,static", "--results", str(tmp_path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = json.loads(done.stdout.splitlines()[-1])
+    assert printed["ok"] and printed["figures"]["runs"] == 6
+    table = json.loads((tmp_path / "table.json").read_text())
+    assert table["rlar"]["overall"][0] == pytest.approx(0.32)
+    assert table["rlar"]["above_static"] == pytest.approx([0.2, 0.2, 0.2])
+    mean, low, high = table["static"]["overall"]
+    assert mean - low == pytest.approx(high - mean) == pytest.approx(4.303 * 0.01 / math.sqrt(3))
+    assert (tmp_path / "gains.png").stat().st_size > 1000
+    again = subprocess.run([*command, "--steps", "7"], capture_output=True, text=True, timeout=100)
+    assert again.returncode == 2 and "other settings" in again.stderr

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe for GPUs as far as it runs without one: data, composition, routes, estimates, evaluation."""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "multitask_grpo"
+sys.path.insert(0, str(RECIPE))
+
+domains = importlib.import_module("domains")
+evaluate = importlib.import_module("evaluate")
+
+
+def dry(*arguments: str) -> dict[str, Any]:
+    """What a dry run says."""
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    command = [sys.executable, str(RECIPE / "run.py"), *arguments, "--dry-run", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=RECIPE)
+    assert done.stdout, done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if found["ok"] else 1)
+    return found | {"printed": done.stdout}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "placement"), [("qwen3-8b", "standalone"), ("llama-3.1-8b", "colocated")])
+def test_a_dry_run_composes_routes_and_estimates(model: str, placement: str, tmp_path: Path) -> None:
+    found = dry("--model", model, "--placement", placement, "--nodes", "2", "--data", str(tmp_path))
+    assert found["ok"]
+    tools = {name: set(route["tools"]) for name, route in found["routes"].items()}
+    assert tools == {
+        "gsm8k": {"final_answer"},
+        "math": {"final_answer"},
+        "leetcode": {"unit_tests"},
+        "flores": {"translation"},
+        "ultrachat": {"-"},
+    }
+    assert any(line.startswith("data: ") for line in found["missing"])
+    assert 16 * 8e9 / 16 / 2**30 < found["estimate"]["peak"] < 80
+    assert ("+rlar_placement=colocated" in found["printed"]) == (placement == "colocated")
+
+
+@pytest.mark.slow
+def test_a_mistyped_override_is_refused_and_more_nodes_need_less_memory_each(tmp_path: Path) -> None:
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    command = [
+        sys.executable,
+        str(RECIPE / "run.py"),
+        "--dry-run",
+        "--data",
+        str(tmp_path),
+        "--",
+        "rlar.scorin.retries=2",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=RECIPE)
+    assert done.returncode not in (0, None) and "scorin" in done.stderr
+    estimate = importlib.import_module("estimate")
+    settings = importlib.import_module("settings")
+    peaks = [estimate.estimate(settings.Choices(nodes=nodes)).peak for nodes in (1, 2, 4)]
+    assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[2]
+
+
+def test_a_run_folder_that_holds_a_run_is_not_touched_unasked(tmp_path: Path) -> None:
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("20")
+    done = subprocess.run(
+        [sys.executable, str(RECIPE / "run.py"), "--run", str(tmp_path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2 and "--resume" in done.stdout
+
+
+def test_the_last_box_is_read_with_its_braces() -> None:
+    assert domains.last_box("so \\boxed{1} or \\boxed{\\frac{1}{2}}.") == "\\frac{1}{2}"
+    assert domains.last_box("\\boxed{1") is None and domains.last_box("1") is None
+
+
+def test_a_set_without_its_column_is_named() -> None:
+    with pytest.raises(domains.DataFault, match=r"gsm8k \(openai/gsm8k\) has no usable column 'answer'"):
+        domains.convert(domains.SOURCES[0], [{"question": "1+1?"}], 1)
+
+
+def test_pairs_are_of_one_sentence_in_all_directions() -> None:
+    texts = {"en": [{"id": 1, "text": "Hello"}, {"id": 2, "text": "x"}], "de": [{"id": 1, "text": "Hallo"}]}
+    made = list(domains.pairs(texts))
+    assert [(one["from"], one["to"], one["source"], one["reference"]) for one in made] == [
+        ("de", "en", "Hallo", "Hello"),
+        ("en", "de", "Hello", "Hallo"),
+    ]
+
+
+def answered(folder: Path, rows: list[dict[str, Any]], name: str) -> str:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def evaluated(*arguments: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, str(RECIPE / "evaluate.py"), *arguments, "--set", "sandbox.backend=none", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    figures: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["figures"]
+    return figures
+
+
+def test_form_and_content_are_told_apart(tmp_path: Path) -> None:
+    sums = domains.sample(2)
+    (gsm, _), (boxed, _), (flores, _) = sums["gsm8k"], sums["math"], sums["flores"]
+    truth, solution = gsm["reward_model"]["ground_truth"], boxed["reward_model"]["ground_truth"]
+    reference = flores["reward_model"]["ground_truth"]
+    rows = [
+        gsm | {"response": f"So it is so.\n#### {truth}"},
+        gsm | {"response": f"So the answer is \\boxed{{{truth}}}."},
+        gsm | {"response": "So it is so.\n#### 123456789"},
+        boxed | {"response": f"Thus \\boxed{{{solution}}}."},
+        boxed | {"response": f"Thus the answer is ${solution}$."},
+        flores | {"response": reference},
+        flores | {"response": f'Here is the translation:\n\n"{reference}"'},
+        sums["leetcode"][0] | {"response": "```python\npass\n```"},
+        sums["ultrachat"][0] | {"response": "Aloha! " * 20},
+    ]
+    figures = evaluated(answered(tmp_path, rows, "after.jsonl"))
+    means = {
+        (source, name): figures[source][name]["mean"]
+        for source in figures
+        for name in figures[source]
+        if name in evaluate.MEASURES and source != "overall"
+    }
+    assert means["gsm8k", "compliant"] == pytest.approx(2 / 3) and means["gsm8k", "correct"] == pytest.approx(2 / 3)
+    assert means["gsm8k", "strict"] == pytest.approx(1 / 3)
+    assert (means["math", "compliant"], means["math", "correct"], means["math", "strict"]) == (0.5, 1.0, 0.5)
+    assert means["flores", "correct"] == pytest.approx(1.0) and means["flores", "compliant"] == 0.5
+    assert ("leetcode", "correct") not in means and figures["leetcode"]["ungraded"] == 1
+    assert "sandbox" in figures["leetcode"]["why"] and means["leetcode", "compliant"] == 1
+    assert means["ultrachat", "repeated"] > 0.8 and ("ultrachat", "correct") not in means
+    assert set(figures["overall"]) == {"compliant", "correct", "strict"}
+
+
+def test_recorded_answers_get_the_means_of_their_own_labels_and_gains_are_paired(tmp_path: Path) -> None:
+    with gzip.open(RECIPE.parent / "data" / "gsm8k_model_solutions.jsonl.gz", "rt") as file:
+        listed = [json.loads(line) for line in file]
+    by_model: dict[str, list[dict[str, Any]]] = {}
+    labels: dict[str, list[bool]] = {}
+    for one in listed:
+        row = domains.gsm8k({"question": one["question"], "answer": "#### " + one["ground_truth"].rpartition("A:")[2]})
+        if len(by_model.setdefault(one["model"], [])) < 100:
+            by_model[one["model"]].append(row | {"response": one["response"]})
+            labels.setdefault(one["model"], []).append(one["is_correct"])
+    first, second = list(by_model)[:2]
+    files = [answered(tmp_path, by_model[name], f"{name}.jsonl") for name in (second, first)]
+    figures = evaluated(*files)["gsm8k"]
+    assert figures["correct"]["mean"] == pytest.approx(sum(labels[second]) / len(labels[second]))
+    assert figures["correct"]["low"] < figures["correct"]["mean"] < figures["correct"]["high"]
+    assert figures["compliant"]["mean"] < figures["correct"]["mean"], "they were asked for another form"
+    assert "correct_gain" in figures
