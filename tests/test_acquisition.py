@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import make_query
+from test_competence import record, tool
 
-from verl_rlar.acquisition import Gap, acquire, find_gaps
+from verl_rlar.acquisition import Gap, acquire, find_gaps, shortfall
+from verl_rlar.competence import Competence
 from verl_rlar.config import RlarConfig, parse
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.library import LibraryView
-from verl_rlar.types import Kind
+from verl_rlar.router import decide
+from verl_rlar.types import Kind, Snapshot
 
 CHAT = {"prompt": [{"role": "user", "content": "How are you?"}], "data_source": "chat"}
 MATH = {
@@ -31,6 +35,12 @@ CODE = {
     "reward_model": {"ground_truth": "assert f(1) == 2"},
 }
 NO_SANDBOX = {"sandbox": {"backend": "none"}}
+
+
+def chat(prompt: str) -> dict[str, Any]:
+    return {"prompt": [{"role": "user", "content": prompt}], "data_source": "chat"}
+
+
 LLM = {"agents": {"url": "http://127.0.0.1:9/v1", "model": "some-llm"}}
 
 
@@ -47,9 +57,41 @@ async def test_kinds_of_query_without_a_tool_are_named_with_who_could_find_one()
         (Kind.OPEN, 2, 0.5, "scout"),
         (Kind.UNIT_TESTS, 1, 0.25, "nobody"),
     ]
-    assert "set agents.url" in gaps[1].plan and len(gaps[0].queries) == 2
+    assert "set agents.url" in gaps[1].plan and len(gaps[0].queries) == 1, "CHAT is one query"
     _, gaps = await gaps_of([CODE, CHAT], NO_SANDBOX | LLM)
-    assert [(gap.way, "some-llm" in gap.plan) for gap in gaps] == [("coder", True), ("scout", True)]
+    assert [(gap.way, "some-llm" in gap.plan) for gap in gaps] == [("scout", True), ("coder", True)]
+
+
+async def test_gaps_are_by_cluster_those_first_by_which_most_is_to_be_gained() -> None:
+    poems = [chat(f"Write a short poem about the sea in the month number {n}.") for n in range(40)]
+    whales = [chat(f"List {n} facts: what do whales eat? Where do whales live? Why?") for n in range(50)]
+    odd = [chat("Расскажи о море."), chat("Πες μου για τη θάλασσα."), chat("海について教えて。")]
+    config = parse(NO_SANDBOX)
+    async with Dispatcher(config) as dispatcher:
+        rows = enumerate([*poems, *whales, *odd, MATH], start=1)
+        total, gaps = await find_gaps(rows, dispatcher, config, 0.02)
+    assert total == 94
+    assert [(gap.rows, gap.headroom) for gap in gaps] == [(50, 0.5), (40, 0.5), (3, 0.5)]
+    assert gaps[0].gain == pytest.approx(50 / 94 / 2) and "facts" in gaps[0].name and "sea" in gaps[1].name
+    assert [bool(gap.cluster) for gap in gaps] == [True, True, False], "small ones of a kind are together"
+    assert all("whales" in query.prompt for query in gaps[0].queries)
+
+
+def test_a_tool_that_is_weak_in_a_cluster_is_a_shortfall_there_unless_the_settings_want_it() -> None:
+    weak = tool("weak")
+    known = Competence(records=(record(weak, 0.55, 60, cluster="open#1"), record(weak, 0.9)))
+    snapshot, query = Snapshot(tools=(weak,)), make_query("Tell me a story.", None)
+
+    def short(cluster: str, **settings: Any) -> tuple[float, str] | None:
+        config = parse({"routing": {"least": 0.4, **settings}}).routing
+        route = decide(query, snapshot, config, cluster=cluster, competence=known)
+        return shortfall(route, snapshot, known, 0.55)
+
+    found = short("open#1")
+    assert found is not None and found[0] == pytest.approx(0.46, abs=0.05) and "weak is weak: 0." in found[1]
+    assert short("open#2") is None and short("open#1", prefer={"open": "weak"}) is None
+    uncovered = decide(query, Snapshot(tools=()), parse({}).routing)
+    assert shortfall(uncovered, snapshot, known, 0.55) == (0.5, "uncovered: no tool for open")
 
 
 async def test_a_data_set_whose_queries_all_have_a_tool_has_no_gap() -> None:

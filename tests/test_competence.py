@@ -20,6 +20,7 @@ from verl_rlar.competence import (
     Record,
     Store,
     gather,
+    of_exams,
     read_labelled,
 )
 from verl_rlar.config import RoutingConfig, parse
@@ -27,6 +28,7 @@ from verl_rlar.errors import ConfigError, DataError, LibraryError
 from verl_rlar.exam.card import Card, Figure
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.router import FeatureRouter, decide
+from verl_rlar.rows import query_as_dict
 from verl_rlar.types import Kind, Query, Route, Scope, Snapshot, ToolSpec
 
 BUILTIN = builtin_snapshot()
@@ -107,6 +109,33 @@ def test_a_card_tells_accuracy_time_and_what_was_not_tried() -> None:
     assert (one.kind, one.prompts, one.right, one.seconds, one.dollars) == (Kind.OPEN, 100, 85.0, 0.2, None)
     assert known.refuses(spec.digest, Kind.MATH) and not known.refuses(spec.digest, Kind.OPEN)
     assert gather([spec], {spec.digest: {"gold": 1.0}}) == NOTHING
+
+
+def test_labelled_answers_of_exams_tell_of_clusters_and_teach_mixtures() -> None:
+    """Two tools were examined on the same answers, a third one on others."""
+    strength = {"a": 1.2, "b": 1.0}
+    tools = {name: tool(name) for name in ("a", "b", "c")}
+    asked = [make_query(f"Write a short poem about the sea in the month number {n}.", None) for n in range(120)]
+    exams: dict[str, list[Any]] = {spec.digest: [] for spec in tools.values()}
+    for number, (query, made) in enumerate(zip(asked, choices(120, strength), strict=True)):
+        for name in strength:
+            answers = [
+                {"case": f"{number}-{n}", "right": right, "value": values[name]}
+                for n, (values, right) in enumerate(zip(made.values, made.right, strict=True))
+            ]
+            exams[tools[name].digest].append({"kind": "open", "query": query_as_dict(query), "answers": answers})
+    other = make_query("Why?", None)
+    answers = [{"case": str(n), "right": n > 0, "value": 0.5 + n / 10} for n in range(2)]
+    exams[tools["c"].digest].append({"kind": "open", "query": query_as_dict(other), "answers": answers})
+    clusters = Clusters()
+    made = of_exams(json.loads(json.dumps(exams)), clusters.of)
+    assert len(made) == 121 and {one.choice.cluster for one in made[:120]} == {clusters.of(asked[0])}
+    known = gather(list(tools.values()), {}, made)
+    (blend,) = [blend for blend in known.blends if not blend.cluster]
+    assert {digest for digest, _ in blend.weights} == {tools["a"].digest, tools["b"].digest} and blend.gain_low > 0
+    here = known.believe(tools["a"], Kind.OPEN, clusters.of(asked[0]))
+    assert "120 prompts of its cluster" in here.source
+    assert "of 1 prompts of its cluster" in known.believe(tools["c"], Kind.OPEN, clusters.of(other)).source
 
 
 # --- Decisions --------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from verl_rlar.cli import app
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import Store
 from verl_rlar.config import ExamConfig, RlarConfig, parse
 from verl_rlar.errors import ConfigError, DataError
 from verl_rlar.exam import Card, Case, Evidence, Expect, Subject, find, gather, read_cases
@@ -30,9 +32,11 @@ from verl_rlar.exam.generators import equal_answers, number_of, stated, wrong_an
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import verifier
 from verl_rlar.exam.trial import dressed, undressed, wilson
-from verl_rlar.library import Library, builtin_snapshot
+from verl_rlar.inbox import Submission, apply, record_of
+from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot
+from verl_rlar.rows import query_from_dict
 from verl_rlar.tools.rules.math import final_answer
-from verl_rlar.types import Kind, Outcome, Sample, ToolSpec
+from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec
 
 CONFIG = RlarConfig(exam=ExamConfig(max_queries=10, repeats=30))
 one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -218,6 +222,30 @@ async def test_rows_whose_labelled_answers_the_tools_in_place_reject_are_set_apa
     screened = await screen(gather(shifted, spec, queries=12), first, builtin_snapshot().tools)
     assert [where for where, _ in sorted(screened.set_apart)] == ["row 1", "row 2", "row 3", "row 4"]
     assert not {"row 1", "row 4"} & {case.origin for case in screened.cases if case.sort != "no_reference"}
+
+
+@one_loop
+async def test_an_exam_keeps_what_a_tool_gave_labelled_answers_without_their_texts(hall: Hall, tmp_path: Path) -> None:
+    asked = []
+    for n, row in rows(12):
+        for said, right in ((row["reference"], True), (f"{n}1234", False)):
+            asked.append((n, {**row, "response": f"The answer is {said}.", "is_correct": right}))
+    spec = planted("good_number")
+    examination = await hall.examine(Subject(spec=spec), gather(asked, spec, queries=12))
+    kept = examination.labelled
+    assert len(kept) == 12 and all({one["right"] for one in query["answers"]} == {True, False} for query in kept)
+    assert "The answer is" not in json.dumps(kept)
+    with Library(tmp_path / "library") as library:
+        source = Path(planted_tools.__file__).read_text()
+        library.begin([Trusted(spec=spec, source=source, by="user")], "run")
+        apply(library, Submission(digest=spec.digest, by="exam", why="", exam=record_of(examination, 4)))
+    view = LibraryView(tmp_path / "library")
+    assert view.labelled(spec.digest) == json.loads(json.dumps(kept))
+    clusters = Clusters()
+    known = Store(view.card, exam_of=view.labelled, cluster_of=clusters.of).of(Snapshot(tools=(spec,)))
+    (cluster,) = {clusters.of(query_from_dict(one["query"])) for one in kept}
+    (record,) = [one for one in known.records if one.cluster]
+    assert (record.cluster, record.prompts, record.right) == (cluster, 12, 12)
 
 
 @one_loop

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("__init__", "types", "errors", "config", "calibration", "mixture", "versions"),
     ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
-    ("clusters", "card_examples", "snapshots"),
+    ("advice", "clusters", "card_examples", "snapshots"),
     ("tools",),
     ("library", "scoring", "trusted", "competence"),
     ("router",),
@@ -21,7 +21,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("planning",),
     ("exam", "life", "metrics", "inbox", "agents"),
     ("admission",),
-    ("acquisition",),
+    ("acquisition", "adviser"),
     ("shadow", "export", "replay", "report", "nodes", "fleet", "acquirer", "doctor"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),

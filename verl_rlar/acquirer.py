@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Acquirer`: has tools looked for while a training runs (`rlar.acquire`).
 
-It counts what the latest responses were to. Where a kind of query without a tool is a large enough share of them, the
-work of `verl_rlar.acquisition.acquire` is started in a process of its own, one at a time, with some of these queries.
+It keeps what the latest responses were to. Where a cluster without a competent tool (`verl_rlar.acquisition.shortfall`,
+or one whose tools leave too much unscored) is a large enough share of them, the work of
+`verl_rlar.acquisition.acquire` is started in a process of its own, with some of its queries: one at a time, the gap
+first by which most is to be gained, each once, and `rlar.acquire.gaps` in all.
 What was admitted is handed in at the library's inbox, for the shadow: from there the tool goes its way like any other
 (`verl_rlar.fleet`, `verl_rlar.life`).
 
@@ -26,17 +28,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from verl_rlar.acquisition import SAMPLES, Gap, acquire, gap_of
+from verl_rlar.acquisition import CHANCE, Gap, Shortfalls, acquire, shortfall
 from verl_rlar.agents import session
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import NOTHING, Competence
 from verl_rlar.config import RlarConfig, parse
 from verl_rlar.errors import RlarError
 from verl_rlar.inbox import hand_in
 from verl_rlar.ledger import Row
 from verl_rlar.library import LibraryView
-from verl_rlar.types import Kind, Message, Query
+from verl_rlar.types import Kind, Message, Query, Route, Snapshot
 
 logger = logging.getLogger(__name__)
 
+NO_TOOLS = Snapshot(tools=())
 WORK = "verl_rlar.acquirer:work"
 PASSED_ON = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "OMP_NUM_THREADS")
 """Variables that the process gets beside those of an agent."""
@@ -49,57 +54,88 @@ class Acquirer:
         config: The settings of the run.
         library: Folder of the library.
         work: What is done in the process, as ``module:function``.
+        competence: What is known of a snapshot's tools.
+        clusters: Know their names.
     """
 
-    def __init__(self, config: RlarConfig, library: Path, work: str = WORK) -> None:
+    def __init__(
+        self,
+        config: RlarConfig,
+        library: Path,
+        work: str = WORK,
+        competence: Callable[[Snapshot], Competence] = lambda snapshot: NOTHING,
+        clusters: Clusters | None = None,
+    ) -> None:
         self._config = config
+        self._competence = competence
+        self._clusters = clusters
         self._library = library.resolve()
         self._work = work
-        self._seen: deque[tuple[Kind | None, str, Query]] = deque(maxlen=config.acquire.window)
-        """Of each of the latest responses: its kind, if no tool fits it, the route's reason, and its query."""
-        self._tried: dict[Kind, int] = {}
-        """By kind, the step at which a tool was looked for last."""
+        self._seen: deque[tuple[Query, Route, bool]] = deque(maxlen=config.acquire.window)
+        """Of each of the latest responses: its query, its route, and whether it was scored."""
+        self._tried: dict[str, int] = {}
+        """By gap, the step at which a tool was looked for last."""
+        self._worked_on = 0
         self._task: asyncio.Task[None] | None = None
 
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
-        kind = None if row.route.covered else row.route.kind
-        self._seen.append((kind, row.route.reason, row.sample.query))
+        self._seen.append((row.sample.query, row.route, row.score.value is not None))
 
-    def begin_step(self, step: int) -> None:
-        """Starts what is due, if nothing is being done."""
-        if not self._config.acquire.enabled or (self._task is not None and not self._task.done()):
+    def begin_step(self, step: int, snapshot: Snapshot = NO_TOOLS) -> None:
+        """Starts what is due, if nothing is being done.
+
+        Args:
+            step: The step that begins.
+            snapshot: Its tools.
+        """
+        config = self._config.acquire
+        if not config.enabled or (self._task is not None and not self._task.done()):
             return
-        gap = self._gap(step)
+        if len(self._seen) < config.window or self._worked_on >= config.gaps:
+            return
+        gap = self._gap(step, snapshot)
         if gap is not None:
-            self._tried[gap.kind] = step
+            self._tried[_place(gap)] = step
+            self._worked_on += 1
             logger.warning(
-                "before step %d: %.0f %% of the responses are to %s queries without a tool: the %s looks for one",
+                "before step %d: %.0f %% of the responses are to %s without a competent tool: %s; the %s looks for one",
                 step,
                 100 * gap.share,
-                gap.kind.value,
+                gap.title,
+                gap.reason,
                 gap.way,
             )
             self._task = asyncio.get_running_loop().create_task(self._acquire(gap))
 
-    def _gap(self, step: int) -> Gap | None:
+    def _gap(self, step: int, snapshot: Snapshot) -> Gap | None:
         config = self._config.acquire
-        if len(self._seen) < config.window:
-            return None
-        counts = Counter(kind for kind, _, _ in self._seen if kind is not None)
-        for kind, count in counts.most_common():
-            if count < config.share * len(self._seen):
-                return None
-            if step - self._tried.get(kind, -config.again_after) < config.again_after:
+        arriving = {kind for tool in snapshot.shadows for kind in tool.scope.kinds}
+        for gap in self._gaps(snapshot):
+            if gap.kind in arriving:  # it may be that what is in the shadow fills it
                 continue
-            mine = {query.key: (query, reason) for of, reason, query in self._seen if of is kind}
-            queries, reasons = zip(*list(mine.values())[:SAMPLES], strict=True)
-            gap = gap_of(kind, count, len(self._seen), reasons[0], queries, self._config)
+            if step - self._tried.get(_place(gap), -config.again_after) < config.again_after:
+                continue
             if gap.way != "nobody":
                 return gap
-            self._tried[kind] = step
-            logger.warning("before step %d: %s queries have no tool: %s", step, kind.value, gap.plan)
+            self._tried[_place(gap)] = step
+            logger.warning("before step %d: %s have no competent tool: %s", step, gap.title, gap.plan)
         return None
+
+    def _gaps(self, snapshot: Snapshot) -> tuple[Gap, ...]:
+        config, competence = self._config.acquire, self._competence(snapshot)
+        responses = Counter(route.cluster for _, route, _ in self._seen)
+        unscored = Counter(route.cluster for _, route, scored in self._seen if not scored and route.covered)
+        known: dict[Route, tuple[float, str] | None] = {}
+        found = Shortfalls()
+        for query, route, scored in self._seen:
+            if route not in known:
+                known[route] = shortfall(route, snapshot, competence, config.competent)
+            short, left = known[route], unscored[route.cluster] / responses[route.cluster]
+            if short is None and not scored and left >= config.unscored:
+                short = 1.0 - CHANCE, f"{route.name} left responses unscored"
+            found.add(query, route.kind, route.cluster, short)
+        return found.gaps(self._config, self._clusters, config.share)
 
     async def _acquire(self, gap: Gap) -> None:
         told_of = asdict(gap) | {"kind": gap.kind.value}
@@ -123,14 +159,19 @@ class Acquirer:
                 on_event=told.append,
             )
         except RlarError as error:
-            logger.warning("no tool for %s queries: %s", gap.kind.value, error)
+            logger.warning("no tool for %s: %s", gap.title, error)
             return
         came = [event for event in told if event.get("event") == "acquired"]
         if came:
             said = f"{came[-1]['why']}" + (", and is handed in for the shadow" if came[-1]["tool"] else "")
         else:
             said = f"{ended.how}: {ended.detail}"
-        logger.warning("%s queries: %s (transcript %s)", gap.kind.value, said, ended.transcript)
+        logger.warning("%s: %s (transcript %s)", gap.title, said, ended.transcript)
+
+
+def _place(gap: Gap) -> str:
+    """What a gap is remembered by."""
+    return gap.cluster or gap.kind.value
 
 
 def work(order: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:

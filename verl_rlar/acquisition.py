@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fills the gaps of a data set: for queries that no tool fits, agents look for tools, and the exam decides.
+"""Fills the gaps of a data set: where no tool is competent, agents look for tools, and the exam decides.
 
-    find_gaps    which kinds of query have no tool, how many rows that are, and what could be done about it
+    find_gaps    which clusters of queries have no competent tool, what is lost by that, what could be done about it
     acquire      has it done for one of them: the scout's proposals are brought to their exam one by one until one
                  passes; or the coder writes a verifier. In a training, `verl_rlar.acquirer` calls it
+
+A cluster is a gap (`shortfall`) if no tool fits it; if the lower end of what is known of its tool there is below
+`rlar.acquire.competent`; and, in a training, if its tools leave too many of its responses unscored. What is to be
+gained is its share of the rows times the *headroom*: by how much the share of pairs of answers that are put in the
+right order could rise, where chance is 0.5. Clusters that are small each count together, by kind of query.
 
 A verifiable kind (with a reference, tests, constraints, ...) goes to the coder, who needs an LLM; open dialogue goes to
 the scout, who finds reward models by metadata where there is no LLM. Both need labelled answers: without any, no exam
@@ -13,7 +18,9 @@ Guarantees: what comes back is a `Submission` with the record of its exam; nothi
 was tried in vain is named, with its reasons. A gap that was filled is none any more, so the same work done again goes
 on where it stopped.
 
-Not covered: gaps are by kind of query, not by cluster.
+Not covered: exams are by kind of query, so a tool that was found for a cluster is examined on labelled answers to all
+of its kind; labelled answers with values (`rlar.routing.labelled`) tell how good it is in its cluster. What a declared
+route, or a preferred tool, scores is no gap, however weak that tool is.
 """
 
 from __future__ import annotations
@@ -26,6 +33,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl_rlar.admission import able, bring, draft, own_pairs, taken_names
+from verl_rlar.clusters import Clusters
+from verl_rlar.competence import Competence
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError, HubError, ModelRefused, ToolError
@@ -35,11 +44,12 @@ from verl_rlar.exam.trial import Examination
 from verl_rlar.hub import Hub
 from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
+from verl_rlar.router import by_settings
 from verl_rlar.rows import query_of
 from verl_rlar.serving import Pool
 from verl_rlar.snapshots import Snapshots
 from verl_rlar.tools.reward_model import RewardModelRunner
-from verl_rlar.types import Kind, Query, ToolSpec
+from verl_rlar.types import Kind, Query, Route, Snapshot, ToolSpec
 
 Way = Literal["coder", "scout", "nobody"]
 OnProgress = Callable[[str, int, int | None], None]
@@ -61,22 +71,44 @@ TASKS: Mapping[Kind, str] = {
 """What a kind of query is about, where nobody says it better."""
 
 
+CHANCE = 0.5
+"""Pairs of answers that are put in the right order where nobody looks at them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Gap:
-    """Queries that no tool fits."""
+    """Queries without a competent tool."""
 
     kind: Kind
+    cluster: str
+    """Id of their cluster; empty: several small ones of that kind."""
+    name: str
+    """Of the cluster, for people."""
     rows: int
     share: float
     """Of all rows that can be read."""
+    headroom: float
+    """See the module; in [0, 0.5]."""
     reason: str
-    """Why no tool fits, for the most of them."""
+    """Why no tool is competent, for the most of them."""
     way: Way
     """Who could find one."""
     plan: str
     """What he would do, or why nobody can; in words."""
+    task: str
+    """What the queries are about, for him."""
     queries: tuple[Query, ...]
     """The first ones, at most `SAMPLES`."""
+
+    @property
+    def gain(self) -> float:
+        """What is to be gained, in [0, 0.5]."""
+        return self.share * self.headroom
+
+    @property
+    def title(self) -> str:
+        """What it is, in words."""
+        return f"{self.kind.value} queries ({self.name})" if self.name else f"{self.kind.value} queries"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +125,9 @@ class Acquired:
     """What came of the work on a gap."""
 
     kind: Kind
+    cluster: str
+    """See `Gap`."""
+    name: str
     way: Way
     tried: tuple[Tried, ...]
     submission: Submission | None
@@ -105,26 +140,127 @@ class Acquired:
         if self.submission is not None and self.submission.spec is not None:
             tool = {"name": self.submission.spec["name"], "digest": self.submission.digest}
         tried = [asdict(one) for one in self.tried]
-        return {"kind": self.kind.value, "way": self.way, "tool": tool, "tried": tried, "why": self.why}
+        which = {"kind": self.kind.value, "cluster": self.cluster, "name": self.name}
+        return {**which, "way": self.way, "tool": tool, "tried": tried, "why": self.why}
+
+
+def shortfall(route: Route, snapshot: Snapshot, competence: Competence, competent: float) -> tuple[float, str] | None:
+    """The headroom of a route, and why; None if its tools are competent, or the settings name them.
+
+    Args:
+        route: The route.
+        snapshot: The tools that there are.
+        competence: What is known of them.
+        competent: `rlar.acquire.competent`.
+    """
+    if not route.covered:
+        return 1.0 - CHANCE, route.reason.partition(" (")[0]
+    scorers = [part for part in route.parts if not part.gate]
+    if by_settings(route) or any(part.odds for part in scorers):  # a mixture is better than any tool by itself
+        return None
+    main = max(scorers, key=lambda part: part.weight)
+    tool = next((tool for tool in snapshot.tools if tool.digest == main.digest), None)
+    if tool is None:
+        return 1.0 - CHANCE, f"{main.tool} is not live any more"
+    belief = competence.believe(tool, route.kind, route.cluster)
+    if not belief.known or belief.low >= competent:
+        return None
+    return 1.0 - max(belief.low, CHANCE), f"{tool.name} is weak: {belief.low:.2f} at least, {belief.source}"
+
+
+class Shortfalls:
+    """What falls short among queries that go by."""
+
+    def __init__(self) -> None:
+        self.total = 0
+        self._found: dict[tuple[Kind, str], _Found] = {}
+
+    def add(self, query: Query, kind: Kind, cluster: str, short: tuple[float, str] | None) -> None:
+        """Takes note of a query, and of the headroom of its route with the reason, if there is any."""
+        self.total += 1
+        if short is not None:
+            self._found.setdefault((kind, cluster), _Found()).add(query, *short)
+
+    def gaps(self, config: RlarConfig, clusters: Clusters | None, least: float) -> tuple[Gap, ...]:
+        """The gaps with at least this share of all queries, those first by which most is to be gained.
+
+        Args:
+            config: Says whether there is an LLM.
+            clusters: Know their names.
+            least: The share; in [0, 1].
+        """
+        whole: dict[tuple[Kind, str], _Found] = {}
+        small: dict[tuple[Kind, str], _Found] = {}
+        for (kind, cluster), found in self._found.items():
+            if cluster and found.rows >= least * self.total:
+                whole[kind, cluster] = found
+            else:
+                small.setdefault((kind, ""), _Found()).join(found)
+        gaps = []
+        for (kind, cluster), found in (whole | small).items():
+            if found.rows < least * self.total:
+                continue
+            known = clusters.get(cluster) if clusters is not None else None
+            way, plan = _way(kind, config)
+            gaps.append(
+                Gap(
+                    kind=kind,
+                    cluster=cluster,
+                    name=known.name if known else cluster,
+                    rows=found.rows,
+                    share=found.rows / self.total,
+                    headroom=found.headroom / found.rows,
+                    reason=found.reasons.most_common(1)[0][0],
+                    way=way,
+                    plan=plan,
+                    task=TASKS[kind] + (f": {known.name.partition(': ')[2]}" if known and known.named else ""),
+                    queries=tuple(found.queries.values()),
+                )
+            )
+        return tuple(sorted(gaps, key=lambda gap: (-gap.gain, gap.kind.value, gap.cluster)))
+
+
+class _Found:
+    def __init__(self) -> None:
+        self.rows = 0
+        self.headroom = 0.0
+        self.reasons: Counter[str] = Counter()
+        self.queries: dict[str, Query] = {}
+
+    def add(self, query: Query, headroom: float, reason: str) -> None:
+        self.rows += 1
+        self.headroom += headroom
+        self.reasons[reason] += 1
+        if len(self.queries) < SAMPLES:
+            self.queries[query.key] = query
+
+    def join(self, other: _Found) -> None:
+        self.rows += other.rows
+        self.headroom += other.headroom
+        self.reasons.update(other.reasons)
+        for key, query in other.queries.items():
+            if len(self.queries) < SAMPLES:
+                self.queries[key] = query
 
 
 async def find_gaps(
-    rows: Iterable[tuple[int, Mapping[str, Any] | DataError]], dispatcher: Dispatcher, config: RlarConfig
+    rows: Iterable[tuple[int, Mapping[str, Any] | DataError]],
+    dispatcher: Dispatcher,
+    config: RlarConfig,
+    least: float = 0.0,
 ) -> tuple[int, tuple[Gap, ...]]:
-    """Routes a data set, and says which queries no tool fits.
+    """Routes a data set, and says which clusters of queries have no competent tool.
 
     Args:
         rows: Numbers and rows; those that cannot be read are left out.
-        dispatcher: With the tools that there are.
-        config: Says whether there is an LLM.
+        dispatcher: With the tools that there are, and what is known of them.
+        config: Says whether there is an LLM, and what is competent.
+        least: Share of the rows from which on a cluster is a gap by itself, and small ones of a kind are together.
 
     Returns:
-        Number of rows that can be read, and the gaps, the largest first.
+        Number of rows that can be read, and the gaps, those first by which most is to be gained.
     """
-    total = 0
-    counts: Counter[Kind] = Counter()
-    reasons: dict[Kind, Counter[str]] = {}
-    queries: dict[Kind, list[Query]] = {}
+    found = Shortfalls()
     for _, row in rows:
         try:
             if isinstance(row, DataError):
@@ -132,27 +268,10 @@ async def find_gaps(
             query = query_of(row)
         except DataError:
             continue
-        total += 1
         route = await dispatcher.route(query)
-        if route.covered:
-            continue
-        counts[route.kind] += 1
-        reasons.setdefault(route.kind, Counter())[route.reason.partition(" (")[0]] += 1
-        kept = queries.setdefault(route.kind, [])
-        if len(kept) < SAMPLES:
-            kept.append(query)
-    return total, tuple(
-        gap_of(kind, count, total, reasons[kind].most_common(1)[0][0], queries[kind], config)
-        for kind, count in counts.most_common()
-    )
-
-
-def gap_of(kind: Kind, rows: int, total: int, reason: str, queries: Sequence[Query], config: RlarConfig) -> Gap:
-    """A gap, with what could be done about it under these settings."""
-    way, plan = _way(kind, config)
-    return Gap(
-        kind=kind, rows=rows, share=rows / total, reason=reason, way=way, plan=plan, queries=tuple(queries[:SAMPLES])
-    )
+        short = shortfall(route, dispatcher.snapshot, dispatcher.competence, config.acquire.competent)
+        found.add(query, route.kind, route.cluster, short)
+    return found.total, found.gaps(config, dispatcher.clusters, least)
 
 
 def _way(kind: Kind, config: RlarConfig) -> tuple[Way, str]:
@@ -185,7 +304,7 @@ async def acquire(
         gap: Which one.
         data: Files of rows with labelled answers, or references, of that kind; others in them do not matter.
         config: All settings.
-        task: What the queries are about, in words. Empty: `TASKS`.
+        task: What the queries are about, in words. Empty: `Gap.task`.
         models: Most models of the scout's that are examined.
         taken: The tools that there are, whose names are taken.
         event: What is to become of a tool that was admitted.
@@ -198,12 +317,24 @@ async def acquire(
         HubError: The hub cannot be asked at all.
         AgentError: An agent cannot be started.
     """
-    task = task or TASKS[gap.kind]
+    task = task or gap.task
     if gap.way == "scout":
         return await _scouted(gap, data, config, task, models, taken, event, seed, on_progress)
     if gap.way == "coder":
         return await asyncio.to_thread(_written, gap, data, config, task, event, seed, on_progress)
-    return Acquired(kind=gap.kind, way="nobody", tried=(), submission=None, why=gap.plan)
+    return _acquired(gap, (), None, gap.plan)
+
+
+def _acquired(gap: Gap, tried: Sequence[Tried], submission: Submission | None, why: str) -> Acquired:
+    return Acquired(
+        kind=gap.kind,
+        cluster=gap.cluster,
+        name=gap.name,
+        way=gap.way,
+        tried=tuple(tried),
+        submission=submission,
+        why=why,
+    )
 
 
 # --- The scout --------------------------------------------------------------------------------------------------------
@@ -221,7 +352,7 @@ async def _scouted(
     on_progress: OnProgress,
 ) -> Acquired:
     def ended(why: str, submission: Submission | None = None) -> Acquired:
-        return Acquired(kind=gap.kind, way="scout", tried=tuple(tried), submission=submission, why=why)
+        return _acquired(gap, tried, submission, why)
 
     tried: list[Tried] = []
     able(config.serving)
@@ -235,7 +366,11 @@ async def _scouted(
                     f"no labelled answers to {gap.kind.value} queries, so no exam: give rows with `chosen` and "
                     "`rejected`, or `response` and `label`"
                 )
+            live = {tool.target for tool in taken}
             for name in await asyncio.to_thread(_proposed, gap, config, task, models, on_progress):
+                if name in live:
+                    tried.append(Tried(name=name, verdict="refused", why="it is in the library already"))
+                    continue
                 try:
                     with Hub(config.hub) as hub:
                         brought = await bring(
@@ -305,7 +440,7 @@ def _written(
         submission = submission_of(admitted.subject, admitted.examination, config, event=event, why=task)
         cases = admitted.examination.card.cases
         tried += (Tried(name=written.name, verdict="admitted", why=f"passed on {cases} cases"),)
-    return Acquired(kind=gap.kind, way="coder", tried=tried, submission=submission, why=written.why)
+    return _acquired(gap, tried, submission, written.why)
 
 
 def submission_of(

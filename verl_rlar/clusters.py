@@ -7,7 +7,7 @@ and signs are together: a prompt is a vector of hashed words, digits, punctuatio
 nearest cluster, or founds one if none is near. A cluster's centre is the mean of its first `SETTLED` prompts, and then
 never moves.
 
-    library/clusters.jsonl        one line when a cluster is founded and one when it is settled: id, name, centre
+    library/clusters.jsonl        one line when a cluster is founded, settled or given a name: id, name, centre
 
 Guarantees: the response is never looked at, nor the name of a data set (I2); the same prompts in the same order give
 the same clusters; an id is never given to something else: a founding is on the disk before anybody knows of it, and a
@@ -29,7 +29,7 @@ import re
 import zlib
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,12 +48,16 @@ HEAD = 1200
 """Characters of a prompt that are looked at."""
 NEAR = 0.2
 """Cosine from which on a prompt joins a cluster."""
+FAR = 2.0
+"""A prompt whose cosine is so many standard deviations below its cluster's mean differs from it."""
 SETTLED = 32
 """Prompts that make a cluster's centre."""
 PER_KEY = 16
 """Most clusters of one hard part; then every prompt joins the nearest one."""
 MOST = 512
 """Most clusters in all; then a new hard part has no clusters, only itself."""
+ODD = 10_000
+"""Prompts that differ from their cluster which are kept in memory."""
 REMEMBERED = 100_000
 """Prompts whose cluster is kept in memory."""
 WORDS_KNOWN = 20_000
@@ -139,8 +143,10 @@ class Cluster:
     id: str
     """Its hard part and a number, such as ``math/number#2``. Never changes."""
     name: str
-    """The hard part and words that are telling. For people; it changes once, when the cluster is settled."""
+    """The hard part and words that are telling; or what somebody called it. For people, no decision depends on it."""
     settled: bool
+    named: bool = False
+    """Whether somebody gave it its name (`Clusters.rename`)."""
 
 
 class _Growing:
@@ -151,6 +157,16 @@ class _Growing:
         self.total = centre.copy()
         self.count = SETTLED if cluster.settled else 1
         self.words: Counter[str] = Counter()
+        self.joined, self.nearness, self.squares = 0, 0.0, 0.0
+        """Of those that joined in this process: how many, and the sums of their nearness and its squares."""
+
+    def far(self, near: float) -> bool:
+        """Whether something is less like it than nearly all that joined; takes note of it."""
+        mean = self.nearness / self.joined if self.joined else 0.0
+        spread = max(0.0, self.squares / self.joined - mean * mean) if self.joined else 0.0
+        far = self.joined >= SETTLED and near < mean - FAR * spread**0.5
+        self.joined, self.nearness, self.squares = self.joined + 1, self.nearness + near, self.squares + near * near
+        return far
 
 
 class Clusters:
@@ -159,13 +175,14 @@ class Clusters:
     Args:
         path: The file; None: nothing is kept.
         embed: A prompt -> a vector of length 1. A file is of one embedding only.
+        writes: Whether the file is written; if not, what is founded is known to this process only.
 
     Raises:
         LibraryError: The file cannot be read, is damaged, or is of another embedding.
     """
 
-    def __init__(self, path: Path | None = None, embed: Embed = hashed) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, embed: Embed = hashed, *, writes: bool = True) -> None:
+        self._path = path if writes else None
         self._embed = embed
         self._keys: dict[str, list[_Growing]] = {}
         self._centres: dict[str, np.ndarray] = {}
@@ -173,6 +190,7 @@ class Clusters:
         self._words: Counter[str] = Counter()
         self._prompts = 0
         self._known: OrderedDict[str, str] = OrderedDict()
+        self._odd: OrderedDict[str, None] = OrderedDict()
         if path is not None:
             self._restore(path)
 
@@ -183,10 +201,29 @@ class Clusters:
         """In the order of their founding, by hard part."""
         return tuple(growing.cluster for members in self._keys.values() for growing in members)
 
+    def get(self, id: str) -> Cluster | None:
+        """A cluster by its id; None if it is not known."""
+        members = self._keys.get(id.rpartition("#")[0], ())
+        return next((growing.cluster for growing in members if growing.cluster.id == id), None)
+
     def name(self, id: str) -> str:
         """The name of a cluster; its id if it is not known."""
-        members = self._keys.get(id.rpartition("#")[0], ())
-        return next((growing.cluster.name for growing in members if growing.cluster.id == id), id)
+        known = self.get(id)
+        return known.name if known else id
+
+    def odd(self, query: Query) -> bool:
+        """Whether a query was far from the centre of its cluster when it joined."""
+        return query.key in self._odd
+
+    def rename(self, id: str, name: str) -> None:
+        """Gives a cluster a name that people can read, behind its hard part; it keeps it. Not, if there is none with
+        this id, or it cannot be written."""
+        key = id.rpartition("#")[0]
+        for at, growing in enumerate(self._keys.get(key, ())):
+            if growing.cluster.id == id:
+                named = replace(growing.cluster, name=f"{key}: {name}", named=True)
+                if self._write(named, self._centres[key][at]):
+                    growing.cluster = named
 
     def of(self, query: Query, features: Features | None = None) -> str:
         """The id of a query's cluster. A query that was not seen before counts as a new member. Where there is no
@@ -211,6 +248,10 @@ class Clusters:
             self._tell_apart(found, query)
         elif members:
             found = members[at]
+            if found.far(near):
+                self._odd[query.key] = None
+                if len(self._odd) > ODD:
+                    self._odd.popitem(last=False)
             if found.count < SETTLED:
                 self._grow(key, at, vector, query)
         else:
@@ -246,7 +287,8 @@ class Clusters:
         self._centres[key][at] = growing.total / max(float(np.linalg.norm(growing.total)), 1e-9)
         self._tell_apart(growing, query)
         if growing.count == SETTLED:
-            named = Cluster(id=growing.cluster.id, name=f"{key}: {self._telling(growing)}", settled=True)
+            was = growing.cluster
+            named = replace(was, name=was.name if was.named else f"{key}: {self._telling(growing)}", settled=True)
             self._write(named, self._centres[key][at])
             growing.cluster, growing.words = named, Counter()
 
@@ -273,7 +315,7 @@ class Clusters:
         if self._path is None:
             return True
         packed = base64.b64encode(centre.astype("<f4").tobytes()).decode()
-        line = json.dumps({"id": cluster.id, "name": cluster.name, "settled": cluster.settled, "centre": packed})
+        line = json.dumps({**asdict(cluster), "centre": packed})
         try:
             with self._path.open("ab") as file:
                 whole = file.tell()
@@ -293,14 +335,15 @@ class Clusters:
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
+            if whole != data and self._path is not None:
                 os.truncate(path, len(whole))
         except OSError as error:
             raise LibraryError(f"{path}: {error}") from error
         for number, line in enumerate(whole.splitlines(), start=1):
             try:
                 body = json.loads(line)
-                cluster = Cluster(id=body["id"], name=body["name"], settled=body["settled"])
+                named = bool(body.get("named", False))
+                cluster = Cluster(id=body["id"], name=body["name"], settled=body["settled"], named=named)
                 centre = np.frombuffer(base64.b64decode(body["centre"], validate=True), dtype="<f4").copy()
             except (ValueError, KeyError, TypeError) as error:
                 raise LibraryError(

@@ -3,9 +3,10 @@
 
 `Competence` is a value: what the router needs to know of a snapshot, and all of it. `gather` makes it of the exams'
 cards, and of labelled answers that several tools have scored, which tell of clusters, and from which mixtures are
-learned. `Competence.believe` makes a belief of it: a Beta posterior over the share of prompts on which the tool puts a
-right answer above a wrong one; the cluster's evidence counts on top of its kind's, of which at most `FROM_KIND` prompts
-do. Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
+learned: those that exams have kept (`of_exams`), and those of a file. `Competence.believe` makes a belief of it: a Beta
+posterior over the share of prompts on which the tool puts a right answer above a wrong one; the cluster's evidence
+counts on top of its kind's, of which at most `FROM_KIND` prompts do. Tools without a card are taken for what they are:
+`TRUSTED` rules, or `UNKNOWN`.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
@@ -14,7 +15,8 @@ later, so that any past decision can be made again (`Store`); a card that says t
 as a refusal of that kind.
 
 Not covered: a card's figures are of answers that were made for the exam; live answers may be harder. The evidence of a
-cluster comes from labelled answers only, as cards do not know clusters.
+cluster comes from labelled answers only, as cards do not know clusters; those of an exam are in its card, too, and so
+count a second time, with `FROM_KIND` prompts at most.
 """
 
 from __future__ import annotations
@@ -24,16 +26,18 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from verl_rlar.advice import Ruling
 from verl_rlar.calibration import rank_accuracy
 from verl_rlar.errors import DataError, LibraryError
 from verl_rlar.library import write_whole
-from verl_rlar.mixture import Choice, adapt, learn
-from verl_rlar.types import Kind, Snapshot, ToolSpec, content_hash
+from verl_rlar.mixture import LEAST, Choice, adapt, learn
+from verl_rlar.rows import query_from_dict
+from verl_rlar.types import Kind, Query, Snapshot, ToolSpec, content_hash
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +114,8 @@ class Competence:
     refused: tuple[tuple[str, Kind], ...] = ()
     """Tools, by digest, and kinds that their exams did not try enough."""
     blends: tuple[Blend, ...] = ()
+    rulings: tuple[Ruling, ...] = ()
+    """What an LLM advised, in the order in which it did."""
 
     @cached_property
     def version(self) -> str:
@@ -125,6 +131,10 @@ class Competence:
         return frozenset(self.refused)
 
     @cached_property
+    def _rulings(self) -> dict[str, Ruling]:
+        return {ruling.query or ruling.cluster: ruling for ruling in self.rulings}
+
+    @cached_property
     def _blends(self) -> dict[tuple[Kind, str], Blend]:
         return {(blend.kind, blend.cluster): blend for blend in self.blends}
 
@@ -132,12 +142,25 @@ class Competence:
         """The mixture for a cluster, else the one for its kind."""
         return self._blends.get((kind, cluster)) or self._blends.get((kind, ""))
 
+    def ruling(self, place: str) -> Ruling | None:
+        """What was advised for a cluster, by its id, or for a single prompt, by its key; None if no tool was."""
+        ruling = self._rulings.get(place) if place else None
+        return ruling if ruling is not None and ruling.tool else None
+
     def refuses(self, digest: str, kind: Kind) -> bool:
         """Whether a tool's exam did not try it on a kind."""
         return (digest, kind) in self._refused
 
-    def believe(self, tool: ToolSpec, kind: Kind, cluster: str = "") -> Belief:
-        """What to believe of a tool on a kind of query, in a cluster."""
+    def believe(self, tool: ToolSpec, kind: Kind, cluster: str = "", *, here: bool = False) -> Belief:
+        """What to believe of a tool on a kind of query, in a cluster.
+
+        Args:
+            tool: The tool.
+            kind: The kind.
+            cluster: The cluster; empty: the kind as a whole.
+            here: Whether the kind's evidence counts for `FROM_KIND` prompts at most, also where there is none of the
+                cluster: how sure one can be that it holds there.
+        """
         whole = self._by_tool.get((tool.digest, kind, ""))
         part = self._by_tool.get((tool.digest, kind, cluster)) if cluster else None
         if whole is None and part is None:
@@ -146,7 +169,7 @@ class Competence:
             return _belief(right, wrong, "trusted, not examined" if trusted else "not examined on this kind", None)
         right, wrong = UNKNOWN
         if whole is not None:
-            share = min(1.0, FROM_KIND / whole.prompts) if part and whole.prompts > 0 else 1.0
+            share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
             right, wrong = right + share * whole.right, wrong + share * (whole.prompts - whole.right)
         source = f"right on {whole.right / whole.prompts:.3f} of {whole.prompts:g} prompts" if whole else ""
         if part is not None:
@@ -168,6 +191,7 @@ class Competence:
                 Blend(**{**one, "kind": Kind(one["kind"]), "weights": tuple((d, w) for d, w in one["weights"])})
                 for one in tree["blends"]
             ),
+            rulings=tuple(Ruling(**one) for one in tree.get("rulings", ())),
         )
 
 
@@ -259,6 +283,38 @@ def read_labelled(path: Path) -> tuple[Labelled, ...]:
     return tuple(found)
 
 
+def of_exams(
+    exams: Mapping[str, Sequence[Mapping[str, Any]]], cluster_of: Callable[[Query], str] = lambda query: ""
+) -> tuple[Labelled, ...]:
+    """The labelled answers of exams, with the values of all tools whose exams had the same ones.
+
+    Args:
+        exams: By digest, what `verl_rlar.exam.trial.Examination.labelled` gave.
+        cluster_of: A query -> the id of its cluster.
+    """
+    queries: dict[str, tuple[Kind, Query]] = {}
+    right: dict[str, dict[str, bool]] = defaultdict(dict)
+    values: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+    for digest, kept in exams.items():
+        for one in kept:
+            query = query_from_dict(one["query"])
+            queries.setdefault(query.key, (Kind(one["kind"]), query))
+            for answer in one["answers"]:
+                right[query.key][answer["case"]] = bool(answer["right"])
+                values[query.key][answer["case"]][digest] = float(answer["value"])
+    return tuple(
+        Labelled(
+            kind=kind,
+            choice=Choice(
+                values=tuple(values[key][case] for case in right[key]),
+                right=tuple(right[key].values()),
+                cluster=cluster_of(query),
+            ),
+        )
+        for key, (kind, query) in queries.items()
+    )
+
+
 def gather(
     tools: Sequence[ToolSpec],
     cards: Mapping[str, Mapping[str, Any]],
@@ -327,7 +383,7 @@ def _counted(kind: Kind, choices: Sequence[Choice]) -> list[Record]:
 def _blends(kind: Kind, choices: Sequence[Choice], pool: Sequence[ToolSpec]) -> list[Blend]:
     """The mixture of a kind and those of its clusters, if mixing pays: if its gain over the best single tool is more
     than 0 on prompts that were held out."""
-    digests = [tool.digest for tool in pool]
+    digests = _together(choices, [tool.digest for tool in pool])
     made = learn(choices, digests)
     if made is None or made.gain_low <= 0 or len(made.weights) < 2:
         return []
@@ -352,6 +408,22 @@ def _blends(kind: Kind, choices: Sequence[Choice], pool: Sequence[ToolSpec]) -> 
     ]
 
 
+def _together(choices: Sequence[Choice], pool: Sequence[str]) -> list[str]:
+    """The tools of a pool without those, that have scored the fewest of these answers, for whose sake too few prompts
+    would be left to learn from."""
+
+    def scored(tool: str) -> int:
+        return sum(all(tool in values for values in choice.values) for choice in choices)
+
+    def whole(tools: Sequence[str]) -> int:
+        return sum(all(tool in values for values in choice.values for tool in tools) for choice in choices)
+
+    left = list(pool)
+    while len(left) > 2 and whole(left) < LEAST:
+        left.remove(min(left, key=scored))
+    return left
+
+
 def _by_digest(choice: Choice, pool: Sequence[ToolSpec]) -> Choice:
     def values(named: Mapping[str, float]) -> dict[str, float]:
         found = {tool.digest: named.get(tool.digest, named.get(tool.name)) for tool in pool}
@@ -367,6 +439,9 @@ class Store:
         card_of: A tool's digest -> its exam's card, or None.
         labelled: Labelled answers; see `gather`.
         folder: Where it is kept for the next start; None: nowhere.
+        exam_of: A tool's digest -> the labelled answers of its exam, see `of_exams`.
+        cluster_of: A query -> the id of its cluster.
+        rulings: The identity of a snapshot's advice -> what was advised, see `verl_rlar.advice.Advice.of`.
     """
 
     def __init__(
@@ -374,7 +449,14 @@ class Store:
         card_of: Callable[[str], Mapping[str, Any] | None],
         labelled: Sequence[Labelled] = (),
         folder: Path | None = None,
+        *,
+        exam_of: Callable[[str], Sequence[Mapping[str, Any]]] = lambda digest: (),
+        cluster_of: Callable[[Query], str] = lambda query: "",
+        rulings: Callable[[str], tuple[Ruling, ...]] = lambda id: (),
     ) -> None:
+        self._exam_of = exam_of
+        self._cluster_of = cluster_of
+        self._rulings = rulings
         self._card_of = card_of
         self._labelled = labelled
         self._folder = folder
@@ -389,17 +471,25 @@ class Store:
         """
         known = self._known.get(snapshot.version)
         if known is None:
-            known = self._kept(snapshot.version)
-            if known is None:
-                known = self._make(snapshot)
-                self._keep(snapshot.version, known)
+            known = self._of_tools(snapshot)
+            if snapshot.advice:
+                known = replace(known, rulings=self._rulings(snapshot.advice))
             self._known[snapshot.version] = known
+        return known
+
+    def _of_tools(self, snapshot: Snapshot) -> Competence:
+        known = self._known.get(snapshot.toolset) or self._kept(snapshot.toolset)
+        if known is None:
+            known = self._make(snapshot)
+            self._keep(snapshot.toolset, known)
+        self._known[snapshot.toolset] = known
         return known
 
     def _make(self, snapshot: Snapshot) -> Competence:
         cards = {tool.digest: self._card_of(tool.digest) for tool in snapshot.tools}
         examined = {digest: card for digest, card in cards.items() if card is not None}
-        return gather(snapshot.tools, examined, self._labelled)
+        exams = of_exams({tool.digest: self._exam_of(tool.digest) for tool in snapshot.tools}, self._cluster_of)
+        return gather(snapshot.tools, examined, (*self._labelled, *exams))
 
     def _kept(self, version: str) -> Competence | None:
         if self._folder is None:

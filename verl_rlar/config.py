@@ -474,6 +474,23 @@ class AgentsConfig(Section):
         return self
 
 
+class AdviceConfig(Section):
+    """Whether the LLM of `rlar.agents` is asked about routes, where evidence leaves them open."""
+
+    enabled: bool = True
+    """Whether it is, if there is one."""
+    prompts: int = Field(default=8, ge=1, le=32)
+    """Different prompts of a cluster that are waited for, and shown."""
+    odd: int = Field(default=8, ge=0, le=32)
+    """Prompts that differ from their cluster which are asked about together. 0: none is."""
+    tokens: int = Field(default=1_000_000, ge=0)
+    """Most tokens for all of it in a run, read and written."""
+    wall_s: float = Field(default=900.0, gt=0)
+    """Longest time for a batch of questions, in seconds; then its process is killed, and what came until then stays."""
+    again_after: int = Field(default=50, ge=1)
+    """Steps after which an LLM that did not answer is asked again."""
+
+
 class AcquireConfig(Section):
     """Whether a training looks for tools by itself, for queries that no tool fits."""
 
@@ -484,7 +501,15 @@ class AcquireConfig(Section):
     window: int = Field(default=512, ge=1)
     """Number of latest training responses that are looked at; nothing is done before there are so many."""
     share: float = Field(default=0.02, gt=0, le=1)
-    """Share of them, of one kind of query without a tool, from which on one is looked for."""
+    """Share of them, of one cluster without a competent tool, from which on one is looked for. Smaller clusters of one
+    kind of query count together."""
+    competent: float = Field(default=0.55, ge=0, le=1)
+    """What an examined tool must reach in a cluster to be competent there: the lower end of what its evidence says, as
+    in `rlar.routing.least`. With less, it scores, and a better one is looked for."""
+    unscored: float = Field(default=0.2, gt=0, le=1)
+    """Share of a cluster's responses that its tools leave unscored from which on it counts as being without one."""
+    gaps: int = Field(default=16, ge=1)
+    """Most gaps that are worked on in one start of a training, those first by which most is to be gained."""
     models: int = Field(default=3, ge=1, le=20)
     """Most reward models that are examined for a gap."""
     wall_s: float = Field(default=7200.0, gt=0)
@@ -520,6 +545,7 @@ class RlarConfig(Section):
     exam: ExamConfig = ExamConfig()
     hub: HubConfig = HubConfig()
     agents: AgentsConfig = AgentsConfig()
+    advice: AdviceConfig = AdviceConfig()
     acquire: AcquireConfig = AcquireConfig()
 
 

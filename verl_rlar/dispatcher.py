@@ -35,6 +35,7 @@ class Dispatcher:
             is to be none.
         sources: Source text of every verifier among them, by `ToolSpec.source_sha256`.
         competence: What is known of these tools; see `verl_rlar.competence`.
+        clusters: Clusters to go by, such as those of a library. None: new ones, whose ids are not those of a training.
 
     Raises:
         ConfigError: The settings name a tool that is not live, or one of the user's own cannot be used.
@@ -46,11 +47,14 @@ class Dispatcher:
         snapshot: Snapshot | None = None,
         sources: Mapping[str, str] | None = None,
         competence: Competence = NOTHING,
+        clusters: Clusters | None = None,
     ) -> None:
         self.snapshot = trusted_snapshot(config) if snapshot is None else snapshot
         self.at_once = config.rules.processes
         """How many samples to score at the same time: with more, some would spend their deadline in the queue."""
-        router = FeatureRouter(config.routing, lambda snapshot: competence, Clusters())
+        self.competence = competence
+        self.clusters = Clusters() if clusters is None else clusters
+        router = FeatureRouter(config.routing, lambda snapshot: competence, self.clusters)
         router.check(self.snapshot)
         self._config = config
         self._routes = RouteCache(router, size=10_000)

@@ -49,6 +49,7 @@ class Exam:
     canaries: Sequence[Mapping[str, Any]]
     passed: bool
     why: str
+    labelled: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +90,7 @@ def record_of(examination: Examination, canaries: int) -> Exam:
         text=card.markdown(),
         transcript=examination.transcript,
         canaries=to_json(of_exam(examination.answers, canaries)),
+        labelled=examination.labelled,
         passed=card.admitted,
         why="; ".join(card.reasons) or f"passed on {card.cases} cases",
     )
@@ -126,6 +128,7 @@ def apply(library: Library, asked: Submission) -> Event | None:
             text=exam.text,
             transcript=exam.transcript,
             canaries=exam.canaries,
+            labelled=exam.labelled,
             passed=exam.passed,
             by=asked.by,
             why=exam.why,

@@ -4,9 +4,11 @@
     library.json              the version of this layout
     events.jsonl              one line per event: proposed, examined, rejected, shadow, live, retired, quarantined,
                               rolled_back; from which step on it counts, by whom and why; with a checksum
-    tools/<digest>/           spec.json, source.py; after an exam card.json, card.md, transcript.json, canaries.json
+    tools/<digest>/           spec.json, source.py; after an exam card.json, card.md, transcript.json, canaries.json,
+                              labelled.json
     inbox/                    what others ask of the writer, see `verl_rlar.inbox`
     clusters.jsonl            clusters of alike prompts, see `verl_rlar.clusters`
+    advice.jsonl              what an LLM advised on routes, see `verl_rlar.advice`
     competence/               what was known of each snapshot's tools, see `verl_rlar.competence`
     steps.json                the newest step whose tools were handed out, and to which start of training
     lock                      names the process that writes
@@ -63,7 +65,7 @@ FOLDER_NAME = "library"
 """Name of the folder inside a run's folder."""
 SCHEMA_FILE, EVENTS_FILE, STEPS_FILE, LOCK_FILE, TOOLS = "library.json", "events.jsonl", "steps.json", "lock", "tools"
 SPEC, SOURCE, CARD, CARD_TEXT, TRANSCRIPT = "spec.json", "source.py", "card.json", "card.md", "transcript.json"
-CANARIES = "canaries.json"
+CANARIES, LABELLED = "canaries.json", "labelled.json"
 
 EventKind = Literal["proposed", "examined", "rejected", "shadow", "live", "retired", "quarantined", "rolled_back"]
 CHANGES = frozenset({"shadow", "live", "retired", "quarantined", "rolled_back"})
@@ -468,6 +470,10 @@ class LibraryView:
         """Answers of a tool's latest exam whose score is known, JSON-like; empty if there are none."""
         return list(self._json(digest, CANARIES) or ())
 
+    def labelled(self, digest: str) -> list[dict[str, Any]]:
+        """Labelled answers of a tool's latest exam with its values, see `verl_rlar.exam.trial.Examination.labelled`."""
+        return list(self._json(digest, LABELLED) or ())
+
     def passed(self, digest: str) -> bool:
         """Whether a tool passed its latest exam, and the card of that exam is here."""
         exams = [event for event in self._events if event.digest == digest and event.card is not None]
@@ -680,6 +686,7 @@ class Library(LibraryView):
         by: str,
         why: str,
         canaries: Sequence[Mapping[str, Any]] = (),
+        labelled: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Keeps an exam's record, and says how it ended: `examined` or `rejected`.
 
@@ -694,6 +701,7 @@ class Library(LibraryView):
             by: Who says so.
             why: For a person.
             canaries: Answers whose score is known, JSON-like.
+            labelled: Labelled answers with the tool's values, JSON-like.
 
         Raises:
             LibraryError: The tool is unknown, or it cannot be written.
@@ -711,6 +719,7 @@ class Library(LibraryView):
                         write_whole(self._file(digest, f"{stem}-{mark}.{ending}"), old)
             write_whole(self._file(digest, TRANSCRIPT), _pretty(transcript))
             write_whole(self._file(digest, CANARIES), _pretty(list(canaries)))
+            write_whole(self._file(digest, LABELLED), _pretty(list(labelled)))
             write_whole(self._file(digest, CARD_TEXT), text.encode("utf-8", "backslashreplace"))
             write_whole(self._file(digest, CARD), data)
         ended: EventKind = "examined" if passed else "rejected"

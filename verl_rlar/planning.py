@@ -29,6 +29,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from verl_rlar.clusters import Clusters
 from verl_rlar.config import RoutingConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
@@ -138,6 +139,22 @@ class Uncovered:
     reason: str
     rows: int
     examples: tuple[Example, ...]
+    fallback: str = "-"
+    """The tool that scores them all the same (`rlar.routing.fallback`); ``-``: they stay unscored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterGroup:
+    """All rows of a cluster of alike queries."""
+
+    id: str
+    """See `verl_rlar.clusters`. The id is of this plan, not of a training."""
+    name: str
+    rows: int
+    tools: Mapping[str, int]
+    """Rows by `Route.name`, the most frequent first."""
+    reason: str
+    """Why the first of its rows goes where it goes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +194,8 @@ class Plan:
     """Rows of each kind of query."""
     routes: tuple[RouteGroup, ...]
     """In the order of their first rows."""
+    clusters: tuple[ClusterGroup, ...]
+    """The largest first."""
     uncovered: tuple[Uncovered, ...]
     conflicts: tuple[Conflict, ...]
 
@@ -233,7 +252,7 @@ async def make_plan(
         job.row.scores[job.answer] = score
         done += 1
         on_progress("dry scoring", done, len(jobs))
-    return survey.plan()
+    return survey.plan(dispatcher.clusters)
 
 
 def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot, split: Split) -> int | None:
@@ -369,7 +388,8 @@ class _Survey:
         self._sample = sample
         self._tools: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
-        self._uncovered: dict[tuple[str, str], _Tally] = {}
+        self._clusters: dict[str, tuple[Counter[str], str]] = {}
+        self._uncovered: dict[tuple[str, str, str], _Tally] = {}
         self._unscored: dict[str, _Tally] = {}
         self._contradictions = _Tally()
         self._references: dict[bytes, tuple[bytes, int]] = {}
@@ -385,8 +405,9 @@ class _Survey:
         self._kinds[route.kind.value] += 1
         key = (route.name, query.data_source)
         self.groups.setdefault(key, _Group(self._sample)).add(_Row(number, query, route))
+        self._clusters.setdefault(route.cluster, (Counter(), route.reason))[0][route.name] += 1
         if not route.covered:
-            tally = self._uncovered.setdefault((route.kind.value, route.reason), _Tally())
+            tally = self._uncovered.setdefault((route.kind.value, route.reason, route.name), _Tally())
             tally.add(number, query, f"reference: {_excerpt(query.reference)}" if query.reference else "")
         self._compare_labels(number, query)
         scored = SUBJECTS.get(route.kind)
@@ -408,7 +429,7 @@ class _Survey:
             note = f"reference {_excerpt(query.reference)}, another one in row {at}"
             self._contradictions.add(number, query, note)
 
-    def plan(self) -> Plan:
+    def plan(self, clusters: Clusters) -> Plan:
         routes = tuple(
             RouteGroup(tool=tool, data_source=source, rows=group.rows, kinds=dict(group.kinds), dry=group.dry_run())
             for (tool, source), group in self.groups.items()
@@ -422,9 +443,15 @@ class _Survey:
             tools=dict(self._tools.most_common()),
             kinds=dict(self._kinds.most_common()),
             routes=routes,
+            clusters=tuple(
+                ClusterGroup(
+                    id=id, name=clusters.name(id), rows=tools.total(), tools=dict(tools.most_common()), reason=reason
+                )
+                for id, (tools, reason) in sorted(self._clusters.items(), key=lambda item: -item[1][0].total())
+            ),
             uncovered=tuple(
-                Uncovered(kind=kind, reason=reason, rows=tally.rows, examples=tuple(tally.examples))
-                for (kind, reason), tally in self._uncovered.items()
+                Uncovered(kind=kind, reason=reason, rows=tally.rows, examples=tuple(tally.examples), fallback=tool)
+                for (kind, reason, tool), tally in self._uncovered.items()
             ),
             conflicts=tuple(self._conflicts(routes)),
         )

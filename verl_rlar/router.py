@@ -13,6 +13,9 @@ nothing but what it is given: the query's features and cluster, the snapshot, wh
    takes its place only if it is better beyond doubt: the lower end of the one above the upper end of the other.
 4. Where reward models decide, and labelled answers have shown that several of them together rank better than the best
    one, they score together, by learned weights.
+5. Where evidence is thin (`open_question`: another tool may well be better in this cluster), the one that an LLM has
+   advised for the cluster is taken; and a single prompt for which it has advised another tool goes there. Advice is
+   what `Competence.rulings` holds, so nothing waits for it; it never puts a reward model in a verifier's place.
 
 `RouteCache` makes any router decide once per (snapshot, split, query), with all callers waiting for that decision.
 
@@ -42,6 +45,8 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
 
+OPTIONS = 8
+"""Most tools that one question names."""
 MEMO = 10_000
 """Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
 REJECTED = 3
@@ -125,20 +130,17 @@ def decide(
         memo: What was chosen for other queries under the same settings, to be looked up and added to.
     """
     features = describe(query) if features is None else features
-    for name, declared in config.routes.items():
-        if (
-            declared.split in (None, split)
-            and (not declared.kinds or features.kind in declared.kinds)
-            and (not declared.clusters or cluster.startswith(declared.clusters))
-            and all(query.extra.get(column) is not None for column in declared.columns)
-            and (route := _declared(name, declared, query, features.kind, snapshot))
-        ):
-            return replace(route, cluster=cluster)
+    declared = _declared_route(query, snapshot, config, split, features, cluster)
+    if declared is not None:
+        return declared
     gates = [tool for tool in snapshot.tools if tool.gate and tool.name in features.gates] if features.gates else []
     rejected: list[str] = []
     for kind, evidence in features.kinds:
         chosen = _choose(kind, query, snapshot, config, cluster, competence, {} if memo is None else memo)
         if chosen.parts:
+            if competence.rulings and (single := _single(query, snapshot, config, features, cluster, competence)):
+                kind, chosen = single
+                evidence = dict(features.kinds)[kind]
             reason = f"{kind.value}: {evidence}; {chosen.reason}"
             return _route(chosen.parts, gates, snapshot, cluster, kind=kind, covered=True, reason=reason)
         rejected += [chosen.reason] if chosen.reason else []
@@ -148,7 +150,9 @@ def decide(
     if fallback is None:
         return Route(parts=(), reason=reason, kind=kind, covered=False, snapshot=snapshot.version, cluster=cluster)
     parts = (RoutePart(tool=fallback.name, digest=fallback.digest),)
-    return _route(parts, gates, snapshot, cluster, kind=kind, covered=False, reason=f"{reason}; fallback")
+    return _route(
+        parts, gates, snapshot, cluster, kind=kind, covered=False, reason=f"{reason}; fallback: {fallback.name}"
+    )
 
 
 # --- By evidence ------------------------------------------------------------------------------------------------------
@@ -192,9 +196,30 @@ def _choose(
     return chosen
 
 
-def _compare(
+@dataclass(frozen=True)
+class _Field:
+    """The tools that may score queries of a kind."""
+
+    preferred: ToolSpec | None
+    """The one that the settings name: then nothing else counts."""
+    candidates: tuple[_Candidate, ...] = ()
+    weak: tuple[_Candidate, ...] = ()
+    """Examined, and not above chance."""
+    rejected: tuple[str, ...] = ()
+    """Why others may not, in words."""
+
+    @property
+    def models(self) -> tuple[_Candidate, ...]:
+        return tuple(one for one in self.candidates if one.tool.kind == "reward_model")
+
+    @property
+    def checks(self) -> tuple[_Candidate, ...]:
+        return tuple(one for one in self.candidates if one.tool.kind != "reward_model")
+
+
+def _field(
     kind: Kind, query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
-) -> _Chosen:
+) -> _Field:
     candidates: list[_Candidate] = []
     weak: list[_Candidate] = []
     rejected: list[str] = []
@@ -202,7 +227,7 @@ def _compare(
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
         if tool.name == config.prefer.get(kind):
-            return _Chosen((_part(tool),), f"{tool.name} as rlar.routing.prefer says")
+            return _Field(tool)
         belief = competence.believe(tool, kind, cluster)
         if tool.name in config.forbid:
             rejected.append(f"{tool.name} is in rlar.routing.forbid")
@@ -213,10 +238,28 @@ def _compare(
             weak.append(_Candidate(tool, belief, place))
         else:
             candidates.append(_Candidate(tool, belief, place))
-    if not candidates:
-        return _Chosen((), "; ".join(rejected[:REJECTED]))
-    models = [one for one in candidates if one.tool.kind == "reward_model"]
-    checks = [one for one in candidates if one.tool.kind != "reward_model"]
+    return _Field(None, tuple(candidates), tuple(weak), tuple(rejected))
+
+
+def _compare(
+    kind: Kind, query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
+) -> _Chosen:
+    field = _field(kind, query, snapshot, config, cluster, competence)
+    if field.preferred is not None:
+        return _Chosen((_part(field.preferred),), f"{field.preferred.name} as rlar.routing.prefer says")
+    if not field.candidates:
+        return _Chosen((), "; ".join(field.rejected[:REJECTED]))
+    models, checks, weak = field.models, field.checks, field.weak
+    ruling = competence.ruling(cluster)
+    if ruling is not None:
+        rivals = _rivals(field, kind, config, cluster, competence)
+        advised = next((one for one in rivals if one.tool.digest == ruling.tool), None)
+        if advised is not None:
+            others = ", ".join(one.said for one in rivals if one is not advised)
+            said = (
+                f"{advised.said} as {ruling.by} advised for this cluster ({ruling.why}), as evidence is thin: {others}"
+            )
+            return _Chosen((_part(advised.tool),), said)
     if not checks:
         return _of_models(models, weak, kind, config, cluster, competence)
     check = _best(checks, config.alike)
@@ -269,6 +312,136 @@ def _said(chosen: _Candidate, candidates: Sequence[_Candidate]) -> str:
     return f"{chosen.said}" + (f", before {', '.join(one.said for one in others[:2])}" if others else "")
 
 
+# --- By advice --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """A tool that may be advised."""
+
+    name: str
+    digest: str
+    sort: str
+    """``rule``, ``verifier`` or ``reward_model``."""
+    about: str
+    """Its description. Foreign text, unless it is a rule."""
+    known: str
+    """What is known of it in the cluster, in figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenQuestion:
+    """What an LLM may say about a cluster."""
+
+    kind: Kind
+    rivals: tuple[Option, ...]
+    """The tool that evidence puts first, and those that may well be better. Empty: evidence decides, or none fits."""
+    covered: bool
+    """Whether a tool fits at all."""
+
+
+def open_question(
+    query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
+) -> OpenQuestion | None:
+    """What is open about the routes of a cluster; None if the settings decide.
+
+    Evidence is thin where the upper end of what may be believed of another tool lies above the lower end of the first
+    one's, with the kind's evidence counted as in `Competence.believe` with ``here``. Rules that were not examined are
+    not weighed against each other: their order is their makers'.
+
+    Args:
+        query: One of the cluster.
+        snapshot: The tools that there are.
+        config: The settings.
+        cluster: Its id.
+        competence: What is known of the tools.
+    """
+    features = describe(query)
+    if _declared_route(query, snapshot, config, "train", features, cluster):
+        return None
+    for kind, _ in features.kinds:
+        field = _field(kind, query, snapshot, config, cluster, competence)
+        if field.preferred is not None:
+            return None
+        if field.candidates:
+            rivals = _rivals(field, kind, config, cluster, competence)
+            return OpenQuestion(kind=kind, rivals=tuple(map(_option, rivals)), covered=True)
+    return OpenQuestion(kind=features.kind, rivals=(), covered=False)
+
+
+def by_settings(route: Route) -> bool:
+    """Whether the settings chose a route's tools, and not evidence or advice."""
+    return route.covered and "rlar.routing." in route.reason
+
+
+def alternatives(
+    query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
+) -> tuple[Option, ...]:
+    """The tools that could score a single prompt, whatever its cluster's tool is: those that `decide` would take on
+    advice. Empty if the settings decide."""
+    features = describe(query)
+    fields = [(kind, _field(kind, query, snapshot, config, cluster, competence)) for kind, _ in features.kinds]
+    if any(field.preferred for _, field in fields):
+        return ()
+    found = [one for _, field in fields for one in field.candidates]
+    if features.verifiable and any(one.tool.kind != "reward_model" for one in found):
+        found = [one for one in found if one.tool.kind != "reward_model"]
+    ranked = sorted({one.tool.digest: one for one in found}.values(), key=lambda one: (-one.belief.low, one.place))
+    return tuple(map(_option, ranked[:OPTIONS]))
+
+
+def _rivals(
+    field: _Field, kind: Kind, config: RoutingConfig, cluster: str, competence: Competence
+) -> tuple[_Candidate, ...]:
+    """The first one by evidence, and those that may well be better, the likeliest first; none if evidence decides."""
+    group = field.candidates if kind is Kind.OPEN else field.checks or field.models
+    if len(group) < 2 or (config.mixtures and field.models == group and competence.blend(kind, cluster)):
+        return ()
+    best = _best(group, config.alike)
+
+    def here(one: _Candidate) -> Belief:
+        return competence.believe(one.tool, kind, cluster, here=True)
+
+    def unexamined(one: _Candidate) -> bool:
+        return one.tool.kind == "rule" and not one.belief.known
+
+    low = here(best).low
+    rivals = [
+        one for one in group if one is not best and here(one).high >= low and not (unexamined(one) and unexamined(best))
+    ]
+    rivals.sort(key=lambda one: (-one.belief.low, one.place))
+    return (best, *rivals[: OPTIONS - 1]) if rivals else ()
+
+
+def _option(one: _Candidate) -> Option:
+    return Option(
+        name=one.tool.name,
+        digest=one.tool.digest,
+        sort=one.tool.kind,
+        about=one.tool.description,
+        known=one.belief.source,
+    )
+
+
+def _single(
+    query: Query,
+    snapshot: Snapshot,
+    config: RoutingConfig,
+    features: Features,
+    cluster: str,
+    competence: Competence,
+) -> tuple[Kind, _Chosen] | None:
+    """What was advised for a single prompt, if it may be."""
+    ruling = competence.ruling(query.key)
+    if ruling is None or ruling.tool not in {
+        one.digest for one in alternatives(query, snapshot, config, cluster, competence)
+    }:
+        return None
+    tool = next(tool for tool in snapshot.tools if tool.digest == ruling.tool)
+    kind = next(kind for kind, _ in features.kinds if kind in tool.scope.kinds)
+    return kind, _Chosen((_part(tool),), f"{tool.name} as {ruling.by} advised for this prompt ({ruling.why})")
+
+
 # --- Routes -----------------------------------------------------------------------------------------------------------
 
 
@@ -295,6 +468,22 @@ def _route(
         snapshot=snapshot.version,
         cluster=cluster,
     )
+
+
+def _declared_route(
+    query: Query, snapshot: Snapshot, config: RoutingConfig, split: Split, features: Features, cluster: str
+) -> Route | None:
+    """The first route of the settings whose conditions the query meets."""
+    for name, declared in config.routes.items():
+        if (
+            declared.split in (None, split)
+            and (not declared.kinds or features.kind in declared.kinds)
+            and (not declared.clusters or cluster.startswith(declared.clusters))
+            and all(query.extra.get(column) is not None for column in declared.columns)
+            and (route := _declared(name, declared, query, features.kind, snapshot))
+        ):
+            return replace(route, cluster=cluster)
+    return None
 
 
 def _declared(name: str, declared: RouteConfig, query: Query, kind: Kind, snapshot: Snapshot) -> Route | None:

@@ -83,3 +83,23 @@ def _text(reference: Any) -> str | None:
     if isinstance(reference, (list, dict)):
         return json.dumps(reference, ensure_ascii=False)
     return str(reference)
+
+
+def query_as_dict(query: Query) -> dict[str, Any]:
+    """A query as JSON-like containers, as far as its columns are."""
+    return {
+        "messages": [{"role": message.role, "content": message.content} for message in query.messages],
+        "reference": query.reference,
+        "data_source": query.data_source,
+        "extra": dict(query.extra),
+    }
+
+
+def query_from_dict(tree: Mapping[str, Any]) -> Query:
+    """What `query_as_dict` gave.
+
+    Raises:
+        KeyError, TypeError: It is nothing of that sort.
+    """
+    messages = tuple(Message(**message) for message in tree["messages"])
+    return Query(**{**tree, "messages": messages})

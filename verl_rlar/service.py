@@ -37,6 +37,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import ray
 
+from verl_rlar.advice import FILE_NAME as ADVICE_FILE
+from verl_rlar.advice import Advice
+from verl_rlar.adviser import Adviser
 from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import FOLDER_NAME, Store, read_labelled
@@ -114,29 +117,38 @@ class Service:
         self._models = Models(config) if models is None else models
         self._fleet = Fleet(config, self._library, self._models)
         self._metrics = StepMetrics()
-        self._acquirer: Acquirer | None = None
-        if config.acquire.enabled:
-            from verl_rlar.acquirer import Acquirer  # seconds of imports, which most runs do not need
-
-            self._acquirer = Acquirer(config, self._library.path)
         self._boundaries: dict[tuple[int, bool], asyncio.Task[None]] = {}
         """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
         labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
-        self._competence = Store(self._library.card, labelled, self._library.path / FOLDER_NAME)
+        self._advice = Advice(self._library.path / ADVICE_FILE)
         clusters = Clusters(self._library.path / CLUSTERS_FILE)
+        self._competence = Store(
+            self._library.card,
+            labelled,
+            self._library.path / FOLDER_NAME,
+            exam_of=self._library.labelled,
+            cluster_of=clusters.of,
+            rulings=self._advice.of,
+        )
+        self._adviser = Adviser(config, clusters, self._advice, self._competence.of)
+        self._acquirer: Acquirer | None = None
+        if config.acquire.enabled:
+            from verl_rlar.acquirer import Acquirer  # seconds of imports, which most runs do not need
+
+            self._acquirer = Acquirer(config, self._library.path, competence=self._competence.of, clusters=clusters)
         router = FeatureRouter(config.routing, self._competence.of, clusters)
         known = (self._library.spec(digest) for digest in self._library.digests())  # one of them may be live one day
         router.check(Snapshot(tools=(*(tool.spec for tool in tools), *known)))
-        self._journal = _Journaled(router, self._ledger)
+        self._journal = _Journaled(router, self._ledger, self._adviser)
         self._routes = RouteCache(self._journal)
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
 
     async def at(self, step: int) -> Snapshot:
         """The tools that are live at a step (I1). From now on that step does not change."""
-        snapshot = self._library.snapshot(step)
+        snapshot = self._advice.on(self._library.snapshot(step), step)
         self._life.knows((*snapshot.tools, *snapshot.shadows))
         self._competence.of(snapshot)  # from now on, what is known of these tools does not change either
         if snapshot.version not in self._in_ledger:
@@ -264,18 +276,24 @@ class Service:
         if not validate:
             self._fleet.look()
             self._change_and_trim(step)
+            self._advise(step)
         await self._fleet.serve(step, behind)
         self._metrics.boundary_s += time.perf_counter() - start
         if not validate:
             if self._acquirer is not None:
-                self._acquirer.begin_step(step)
+                self._acquirer.begin_step(step, self._advice.on(LibraryView.snapshot(self._library, step), step))
             self._check_unscored(step)
 
     async def metrics(self, step: int) -> dict[str, float]:
         """What was scored since the last call, for verl's logger; see `verl_rlar.metrics`."""
         snapshot = LibraryView.snapshot(self._library, step)
         tools = {"rlar/live": float(len(snapshot.tools)), "rlar/shadows": float(len(snapshot.shadows))}
-        return self._metrics.take() | tools
+        return self._metrics.take() | tools | self._adviser.metrics()
+
+    def _advise(self, step: int) -> None:
+        """Takes up what an LLM has advised on routes, and has it asked."""
+        snapshot = self._advice.on(LibraryView.snapshot(self._library, step), step)
+        self._adviser.begin_step(step, snapshot, may_change=step >= self._library.next_step)
 
     def _change_and_trim(self, step: int) -> None:
         try:
@@ -386,13 +404,20 @@ class _Journaled:
     While the ledger cannot be written, they are kept here, and `write` catches up.
     """
 
-    def __init__(self, router: FeatureRouter, ledger: Ledger) -> None:
+    def __init__(self, router: FeatureRouter, ledger: Ledger, adviser: Adviser) -> None:
         self._router = router
         self._ledger = ledger
+        self._adviser = adviser
         self._unwritten: dict[tuple[str, Split, str], tuple[Query, Route]] = {}
         """By snapshot, split and query."""
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
+        route = await self._decided(query, snapshot, split)
+        if split == "train":
+            self._adviser.saw(query, route)
+        return route
+
+    async def _decided(self, query: Query, snapshot: Snapshot, split: Split) -> Route:
         key = (snapshot.version, split, query.key)
         if key in self._unwritten:
             return self._unwritten[key][1]

@@ -177,9 +177,16 @@ class Snapshot:
     tools: tuple[ToolSpec, ...]
     shadows: tuple[ToolSpec, ...] = ()
     """Tools that score beside these without a say, until they have shown what they are worth."""
+    advice: str = ""
+    """Identity of the advice on routes that counts, see `verl_rlar.advice`. Empty: there is none."""
 
     @cached_property
     def version(self) -> str:
+        """Identity of the set of live tools, and of the advice on routes among them: 16 hex digits."""
+        return content_hash([self.toolset, self.advice])[:16] if self.advice else self.toolset
+
+    @cached_property
+    def toolset(self) -> str:
         """Identity of the set of live tools: 16 hex digits."""
         return content_hash(sorted(tool.digest for tool in self.tools))[:16]
 

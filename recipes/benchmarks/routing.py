@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Does every query go to the tool that verifies it, and does that pay? On all data sets of `recipes/data`.
 
-    python recipes/benchmarks/routing.py [--answers 60] [--json]
+    python recipes/benchmarks/routing.py [--answers 60] [--stream 20000] [--json]
 
 *Routes*, in verl's columns. The right tool of each data set is written down here and nowhere in the package. Each row
 is routed as it is, and once more with its data set renamed and through JSON, which may change nothing, not even the
@@ -17,6 +17,13 @@ chance, and figures are given with and without them. Answers: of real models wit
 at least 1 apart, IFBench, RM-Bench), else references against the exam's wrong answers. Code runs in boxes; where there
 is no engine it is left out, and the goals for rewards are not judged. The interval is 95 %, bootstrap over queries,
 paired.
+
+*What an LLM costs*: a stream of ``--stream`` visits of prompts of all data sets (0: none), in steps of `PER_STEP`, with
+a pool in which evidence is thin: beside the rules, verifiers and reward models for several kinds, each as good as the
+next one. The clusters, the process that asks, the account of the tokens and the rulings are those of a training. The
+LLM is a stand-in on the loopback: it always takes the last tool that it is offered, with an answer of usual length.
+Tokens are counted by length, four characters each. A training's steps take much longer than an answer, so each step
+waits for what was asked before it.
 """
 
 from __future__ import annotations
@@ -27,10 +34,15 @@ import gzip
 import json
 import os
 import random
+import re
 import sys
+import tempfile
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +51,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from verl_rlar.advice import Advice
+from verl_rlar.adviser import Adviser
+from verl_rlar.agents.counsel import TASK
+from verl_rlar.agents.purse import Purse
 from verl_rlar.clusters import Clusters
+from verl_rlar.competence import Competence, Record
 from verl_rlar.config import RoutingConfig, parse
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.exam.generators import wrong_answers
@@ -48,7 +65,7 @@ from verl_rlar.planning import gold_answer
 from verl_rlar.router import FeatureRouter
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order
-from verl_rlar.types import Kind, Outcome, Query, Route, RoutePart, Sample, ToolSpec
+from verl_rlar.types import Kind, Outcome, Query, Route, RoutePart, Sample, Scope, Snapshot, ToolSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 GOALS = {
@@ -58,10 +75,14 @@ GOALS = {
     "gain_low": "> 0",
     "gap_closed": ">= 0.8",
     "milliseconds_per_decision_p50": "< 0.3",
+    "llm_tokens_per_visit": "< 100",
+    "llm_models_for_verifiers": 0,
 }
 WRONG = 4
 """Most wrong answers to a query that are made."""
 UNCOVERED = "-"
+PER_STEP = 64
+"""Prompts of a step of the stream."""
 
 
 def lines(name: str) -> Iterator[dict[str, Any]]:
@@ -122,6 +143,96 @@ async def route_all(rows: list[tuple[str, str, dict[str, Any]]]) -> tuple[list[R
     routes, times = await decided([query_of({**columns, "data_source": name}) for name, _, columns in rows])
     renamed = [query_of(json.loads(json.dumps({**columns, "data_source": "gsm8k"}))) for _, _, columns in rows]
     return routes, (await decided(renamed))[0], times
+
+
+# --- What an LLM costs ------------------------------------------------------------------------------------------------
+
+
+class StandIn(BaseHTTPRequestHandler):
+    """An endpoint that takes the last tool of each question."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        said = asked["messages"][-1]["content"]
+        tools = re.findall(r"^\d+\. `(\w+)`, a ", said if isinstance(said, str) else said[0]["text"], re.MULTILINE)
+        why = "Such prompts ask for one thing that can be told right or wrong by itself, which is what this tool does."
+        answer = {"name": "questions of one sort", "tool": tools[-1] if tools else None, "why": why, "elsewhere": []}
+        message = {"role": "assistant", "content": json.dumps(answer)}
+        body = json.dumps({"choices": [{"index": 0, "message": message}]}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def thin_pool() -> tuple[Snapshot, Competence]:
+    """The rules, and tools of which exams say nearly the same."""
+    tools, records = list(builtin_snapshot().tools), []
+    kinds = (Kind.MATH, Kind.SHORT_TEXT, Kind.TRANSLATION, Kind.CONSTRAINTS, Kind.UNIT_TESTS)
+    wanted = [("verifier", (kind,), 0.97 - n / 100) for kind in kinds for n in range(2)]
+    wanted += [("reward_model", (*kinds, Kind.OPEN), 0.85 - n / 100) for n in range(4)]
+    for number, (sort, of, share) in enumerate(wanted):
+        about = "Looks at whether the response does what the prompt asks for, by a method of its own. " * 4
+        name = f"{of[-1].value}_{sort}_{number}"
+        scope = Scope(kinds=frozenset(of), needs_reference=False)
+        spec = ToolSpec(name=name, kind=sort, target=name, scope=scope, description=about, boxed=sort == "verifier")
+        tools.append(spec)
+        records += [Record(digest=spec.digest, kind=kind, prompts=100, right=100 * share, seconds=0.1) for kind in of]
+    return Snapshot(tools=tuple(tools)), Competence(records=tuple(records))
+
+
+async def stream(rows: list[tuple[str, str, dict[str, Any]]], visits: int, console: Console) -> dict[str, float]:
+    """What it costs to have an LLM asked about the routes of a training, by the account of its tokens."""
+    queries = [query_of(columns) for _, _, columns in rows]
+    tools, known = thin_pool()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    times, models, advised, rng = [], 0, 0, random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        config = parse({"run_dir": folder, "agents": {"url": url, "model": "stand-in"}})
+        clusters, advice = Clusters(Path(folder) / "clusters.jsonl"), Advice(Path(folder) / "advice.jsonl")
+        taught: dict[str, Competence] = {}
+
+        def competence(snapshot: Snapshot) -> Competence:
+            if snapshot.advice not in taught:
+                taught[snapshot.advice] = replace(known, rulings=advice.of(snapshot.advice))
+            return taught[snapshot.advice]
+
+        adviser = Adviser(config, clusters, advice, competence)
+        router = FeatureRouter(config.routing, competence, clusters)
+        progress = track(range(-(-visits // PER_STEP)), "routing", console=Console(stderr=True), transient=True)
+        for step in progress:
+            adviser.begin_step(step, advice.on(tools, step), may_change=True)
+            await adviser.idle()
+            snapshot = advice.on(tools, step)
+            for query in rng.choices(queries, k=min(PER_STEP, visits - step * PER_STEP)):
+                _ = query.key
+                start = time.perf_counter()
+                route = await router.route(query, snapshot)
+                times.append(1000 * (time.perf_counter() - start))
+                adviser.saw(query, route)
+                advised += " advised for this " in route.reason
+                by_model = tools.tool(route.parts[0].tool).kind == "reward_model" if route.parts else False
+                models += by_model and route.kind is not Kind.OPEN
+        spent = Purse(Path(folder) / "agents", TASK, config.agents).spent(TASK)
+        server.shutdown()
+        server.server_close()
+        console.print(f"{visits:,} visits, {len(clusters)} clusters: {spent.calls} calls of the LLM", highlight=False)
+        return {
+            "llm_visits": visits,
+            "llm_calls": spent.calls,
+            "llm_tokens": spent.tokens,
+            "llm_tokens_per_visit": spent.tokens / visits,
+            "llm_visits_by_its_advice": advised / visits,
+            "llm_models_for_verifiers": models,
+            "llm_milliseconds_per_decision_p50": float(np.percentile(times, 50)),
+        }
 
 
 # --- Rewards ----------------------------------------------------------------------------------------------------------
@@ -272,6 +383,7 @@ async def _has_engine(dispatcher: Dispatcher) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--answers", type=int, default=60, help="most queries of each data set (default 60)")
+    parser.add_argument("--stream", type=int, default=20_000, help="visits with an LLM asked (default 20000)")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     rows = list(mixture())
@@ -298,6 +410,9 @@ def main() -> int:
     }
     ok = figures["verifiable_to_right_tool"] >= 0.99 and not figures["changed_by_renaming"] + figures["open_to_a_tool"]
     ok = ok and figures["milliseconds_per_decision_p50"] < 0.3
+    if arguments.stream:
+        figures |= asyncio.run(stream(rows, arguments.stream, Console()))
+        ok = ok and figures["llm_tokens_per_visit"] < 100 and not figures["llm_models_for_verifiers"]
     if arguments.answers:
         figures |= asyncio.run(rewards(arguments.answers, Console()))
         if figures["with_code"]:  # without it, what one rule can do is most of what there is to do

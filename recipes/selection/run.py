@@ -18,7 +18,9 @@ folds; an item counts with its mean). On the nine tenths it may choose tools, le
 - *shuffled*: the router again, taught with labels that were dealt anew among the answers of each item.
 
 An item counts by RewardBench 2's rule (right answer first; among several first ones its share), and by the paper's
-(softmax above 0.5). Intervals: 95 %, bootstrap over items, differences paired. No LLM is asked: 0 tokens per item.
+(softmax above 0.5). Intervals: 95 %, bootstrap over items, differences paired. No LLM is asked: 0 tokens per item. A
+training would ask one only where labelled answers leave open which tool is better; *left to an LLM* is the share of
+items of which that is so. Where it is 0, the router with an LLM is the router.
 The exit code is 0 only if the router is above the best single tool by `GOAL`, with an interval that excludes 0.
 """
 
@@ -46,7 +48,7 @@ from verl_rlar.competence import Competence, Labelled, gather
 from verl_rlar.config import RoutingConfig
 from verl_rlar.errors import DataError
 from verl_rlar.mixture import Choice, log_odds
-from verl_rlar.router import decide
+from verl_rlar.router import decide, open_question
 from verl_rlar.types import Kind, Message, Query, Route, Scope, Snapshot, ToolSpec
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "rewardmath_scores.jsonl.gz"
@@ -190,13 +192,15 @@ class Outcome:
     said: dict[str, list[Scores]]
     """Of the last repeat."""
     routes: dict[str, int]
+    left_open: float
+    """Share of the items about whose routes an LLM would be asked."""
 
 
 def compare(pool: Pool, published: Mapping[str, float], repeats: int, console: Console) -> Outcome:
     made = ways(pool, published)
     names = [*made, "random", "oracle", "shuffled"]
     result = Outcome(
-        {n: np.zeros(len(pool.items)) for n in names}, {n: np.zeros(len(pool.items)) for n in names}, {}, {}
+        {n: np.zeros(len(pool.items)) for n in names}, {n: np.zeros(len(pool.items)) for n in names}, {}, {}, 0.0
     )
     routes: dict[str, int] = defaultdict(int)
     for repeat in track(range(repeats), "choosing", console=console, transient=True):
@@ -219,6 +223,8 @@ def compare(pool: Pool, published: Mapping[str, float], repeats: int, console: C
                     result.said[name][n] = way(item, taught, cluster)
                 result.said["shuffled"][n] = made["router"](item, misled, cluster)
                 routes[routed(item, taught, cluster, RoutingConfig())[0].name] += 1
+                asked = open_question(query_of(item), taught.snapshot, RoutingConfig(), cluster, taught.competence)
+                result.left_open += bool(asked and asked.rivals) / (len(pool.items) * repeats)
                 for rule, into in ((official, result.official), (softmax_half, result.softmax)):
                     for name in result.said:
                         into[name][n] += rule(result.said[name][n], item.right) / repeats
@@ -275,6 +281,7 @@ def report(pool: Pool, outcome: Outcome, plain: np.ndarray, console: Console) ->
         "way", "rank first", "95 %", "over best single", "95 %, paired", "gap closed", "softmax > 0.5", box=None
     )
     figures: dict[str, Any] = {"items": int(plain.sum()), "tools": len(pool.tools), "tokens_per_item": 0}
+    figures["left_to_an_llm"] = outcome.left_open
     for name, values in sorted(outcome.official.items(), key=lambda pair: pair[1][plain].mean()):
         mine = values[plain]
         (low, high), (worse, better) = interval(mine), interval(mine - single)
@@ -305,6 +312,7 @@ def report(pool: Pool, outcome: Outcome, plain: np.ndarray, console: Console) ->
                 name, Pool(tools=pool.tools, items=tuple(ties)), said
             )[ties[0].subset]
             console.print(f"Ties, {name}: {figures[f'{name.replace(chr(32), chr(95))}_ties']:.3f}", highlight=False)
+    console.print(f"Left to an LLM: {outcome.left_open:.0%}", highlight=False)
     frequent = sorted(outcome.routes.items(), key=lambda pair: -pair[1])[:5]
     total = sum(outcome.routes.values())
     console.print("Most frequent routes:", *(f"  {count / total:.0%} {name}" for name, count in frequent), sep="\n")

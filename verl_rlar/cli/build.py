@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +35,14 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.library import EventKind, builtin_snapshot
 from verl_rlar.row_files import read_rows
+from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
     from verl_rlar.acquisition import Acquired, Gap  # the hub's client and the exam take a while to import
+
+
+UNCOVERED = 0.5
+"""Headroom of queries that no tool fits."""
 
 
 @app.command("build")
@@ -51,21 +57,28 @@ def build_command(
     ] = None,
     task: Annotated[str, typer.Option(metavar="TEXT", help="What the queries without a tool are about.")] = "",
     models: Annotated[int, typer.Option(min=1, max=20, help="Most models of the scout's that are examined.")] = 3,
-    least: Annotated[float, typer.Option(min=0, max=1, help="Share of the rows below which a gap is left.")] = 0.01,
+    least: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="Share of the rows below which a gap is left; small clusters of a kind count together."
+        ),
+    ] = 0.01,
     then: Annotated[Then, typer.Option(help="What becomes of a tool that passed.")] = Then.LIVE,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and what it may cost.")] = False,
     seed: Annotated[int, typer.Option(help="As of `rlar exam`.")] = 0,
     as_json: Json = False,
     settings: Set = None,
 ) -> None:
-    """Look for tools for the queries of a data set that none fits, and examine them, before a training starts.
+    """Look for tools for the queries of a data set that have no competent one, and examine them, before a training.
 
     \b
-    The rows are routed by the tools of the library. Of the kinds of query that no tool fits, the largest first: for
-    open dialogue the scout looks for reward models on the hub, and the best ones are examined one by one until one
-    passes; for others, where an LLM is configured (agents.url, agents.model), the coder writes a verifier. Both need
-    answers of which it is known whether they are right (in DATA itself, or --labelled). What was admitted is in the
-    library at once; run it again to go on. Exit code: 0 every gap is filled, 1 some are left.
+    The rows are routed by the tools of the library. Shown are the clusters of alike queries that no tool fits, or whose
+    tool is weak there by its evidence; those first by which most is to be gained (share of the rows, times how much
+    better their answers could be told apart). For open dialogue the scout looks for reward models on the hub, and the
+    best ones are examined one by one until one passes; for others, where an LLM is configured (agents.url,
+    agents.model), the coder writes a verifier. Both need answers of which it is known whether they are right (in DATA
+    itself, or --labelled). What was admitted is in the library at once; run it again to go on. Exit code: 0 every gap
+    is filled, 1 some are left.
 
     \b
     Examples:
@@ -98,15 +111,17 @@ async def _build(
     path = library_folder(folder)
     known = live_tools(folder, None, config) if path else ()
     async with Dispatcher(config, *known) as dispatcher:
-        total, gaps = await find_gaps(chain.from_iterable(map(read_rows, data)), dispatcher, config)
-    wanted = [gap for gap in gaps if gap.share >= least]
-    _show(total, wanted, as_json)
+        total, gaps = await find_gaps(chain.from_iterable(map(read_rows, data)), dispatcher, config, least)
+    _show(total, gaps, config, models, as_json)
     if dry_run:
-        return BAD if wanted else OK
+        return BAD if gaps else OK
     left = 0
     taken = [*builtin_snapshot().tools, *(dispatcher.snapshot.tools if known else ())]
     events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
-    for gap in wanted:
+    filled: set[Kind] = set()
+    for gap in gaps:
+        if gap.kind in filled and gap.headroom >= UNCOVERED:
+            continue  # the tool that was found for another cluster fits these queries, too
         with progress_bar() as on_progress:
             acquired = await acquire(
                 gap,
@@ -123,41 +138,52 @@ async def _build(
         left += acquired.submission is None
         if acquired.submission is not None and acquired.submission.spec is not None:
             name = str(acquired.submission.spec["name"])
+            filled.add(gap.kind)
             submitted(path or new_library_folder(folder), acquired.submission, name, as_json=as_json)
     return BAD if left else OK
 
 
-def _show(total: int, gaps: list[Gap], as_json: bool) -> None:
+def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_json: bool) -> None:
     if as_json:
         for gap in gaps:
-            print_json(
-                {
-                    "type": "gap",
-                    "kind": gap.kind.value,
-                    "rows": gap.rows,
-                    "share": gap.share,
-                    "reason": gap.reason,
-                    "way": gap.way,
-                    "plan": gap.plan,
-                }
-            )
+            fields = ("cluster", "name", "rows", "share", "headroom", "gain", "reason", "way", "plan")
+            print_json({"type": "gap", "kind": gap.kind.value} | {name: getattr(gap, name) for name in fields})
         return
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     if not gaps:
-        console.print(f"{total:,} rows, and a tool for every kind of query in them.")
+        console.print(f"{total:,} rows, and a competent tool for every cluster of queries in them.")
         return
-    console.print(Text(f"{total:,} rows. No tool fits:", style="bold"))
-    table = Table("kind", "rows", "share", "who looks for one", "how", box=None, pad_edge=False)
+    console.print(Text(f"{total:,} rows. No competent tool for:", style="bold"))
+    table = Table("cluster", "rows", "share", "gain", "who looks for one", "how", "why", box=None, pad_edge=False)
     for gap in gaps:
-        cells = (gap.kind.value, f"{gap.rows:,}", f"{gap.share:.1%}", gap.way, gap.plan)
+        name = gap.name or f"{gap.kind.value}: small ones"
+        cells = (name, f"{gap.rows:,}", f"{gap.share:.1%}", f"{gap.gain:.3f}", gap.way, gap.plan, gap.reason)
         table.add_row(*(Text(visible(cell)) for cell in cells))
     console.print(table)
+    console.print(Text(visible(_cost(gaps, config, models))))
+
+
+def _cost(gaps: Sequence[Gap], config: RlarConfig, models: int) -> str:
+    """What all of it costs at most, in words."""
+    agents, ways = config.agents, [gap.way for gap in gaps]
+    asking = len(gaps) - ways.count("nobody") if agents.url else 0
+    caps = [f"{asking * agents.tokens:,} tokens", f"{asking * agents.wall_s / 3600:.1f} h of agents' time"]
+    if agents.run_tokens is not None:
+        caps[0] = f"{min(asking * agents.tokens, agents.run_tokens):,} tokens"
+    if agents.dollars is not None or agents.run_dollars is not None:
+        each = float("inf") if agents.dollars is None else asking * agents.dollars
+        caps.append(f"{min(each, float('inf') if agents.run_dollars is None else agents.run_dollars):g} dollars")
+    if not asking:
+        caps = ["no tokens"]
+    if scouts := ways.count("scout"):
+        caps.append(f"{scouts * models} models of {config.hub.max_gb:g} GiB each to download and examine")
+    return f"In all at most: {', '.join(caps)}."
 
 
 def _tell(acquired: Acquired, as_json: bool) -> None:
     if as_json:
         print_json({"type": "acquired", **acquired.as_dict()})
         return
-    print(visible(f"{acquired.kind.value}: {acquired.why}"))
+    print(visible(f"{acquired.name or acquired.kind.value}: {acquired.why}"))
     for one in acquired.tried:
         print(visible(f"  {one.verdict:<8} {one.name}: {one.why}"))

@@ -34,6 +34,9 @@ from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.planning import WIN_SHARE, Example, Plan, make_plan
 from verl_rlar.row_files import read_rows
 
+CLUSTERS = 20
+"""Most clusters that are printed."""
+
 
 @app.command("plan")
 def plan_command(
@@ -45,9 +48,9 @@ def plan_command(
     """Route a data set, and try whether its rewards tell right from wrong.
 
     \b
-    Prints the coverage per tool and kind of query, queries that no tool fits, conflicts among labels, and a dry score:
-    for every route, gold answers made from the references against garbage (empty, "I don't know.", another row's
-    reference, the prompt, random words). A route where gold does not win is an error; the exit code is 1 then.
+    Prints the coverage per tool, kind and cluster of queries, queries that no tool fits, conflicts among labels, and a
+    dry score: for every route, gold answers made from the references against garbage (empty, "I don't know.", another
+    row's reference, the prompt, random words). A route where gold does not win is an error; the exit code is 1 then.
 
     \b
     Examples:
@@ -73,11 +76,14 @@ async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> in
 
 
 def plan_records(plan: Plan) -> Iterator[dict[str, Any]]:
-    """A plan as JSON-like objects; `type` is ``route``, ``uncovered``, ``conflict``, ``error`` or ``summary``."""
+    """A plan as JSON-like objects; `type` is ``route``, ``cluster``, ``uncovered``, ``conflict``, ``error`` or
+    ``summary``."""
     for number, fault in plan.bad:
         yield {"type": "error", "line": number, "error": fault}
     for group in plan.routes:
         yield {"type": "route", **asdict(group), "verdict": group.dry.verdict}
+    for cluster in plan.clusters:
+        yield {"type": "cluster", **asdict(cluster)}
     for uncovered in plan.uncovered:
         yield {"type": "uncovered", **asdict(uncovered)}
     for conflict in plan.conflicts:
@@ -96,6 +102,7 @@ def plan_records(plan: Plan) -> Iterator[dict[str, Any]]:
         "tools": dict(plan.tools),
         "kinds": dict(plan.kinds),
         "uncovered": sum(uncovered.rows for uncovered in plan.uncovered),
+        "fallback": sum(uncovered.rows for uncovered in plan.uncovered if uncovered.fallback != "-"),
         "conflicts": len(plan.conflicts),
         "errors": len(plan.errors),
     }
@@ -115,6 +122,19 @@ def _errors(plan: Plan) -> list[str]:
             " look at the examples, correct the references or columns of these rows"
         )
     return messages
+
+
+def _clusters(plan: Plan) -> Table:
+    """The largest clusters, and who scores them."""
+    table = Table("cluster", "rows", "share", "goes to", box=None, pad_edge=False)
+    for cluster in plan.clusters[:CLUSTERS]:
+        tools = ", ".join(name if len(cluster.tools) == 1 else f"{name} {n:,}" for name, n in cluster.tools.items())
+        cells = (cluster.name, f"{cluster.rows:,}", f"{cluster.rows / plan.rows:.1%}", tools)
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    if left := plan.clusters[CLUSTERS:]:
+        rows = sum(cluster.rows for cluster in left)
+        table.add_row(f"{len(left)} more", f"{rows:,}", f"{rows / plan.rows:.1%}", "(--json)")
+    return table
 
 
 def _print_plan(plan: Plan) -> None:
@@ -144,6 +164,8 @@ def _print_plan(plan: Plan) -> None:
         say()
         console.print(counts(title, numbers))
     say()
+    console.print(_clusters(plan))
+    say()
     columns = ("tool", "data_source", "kind", "rows", "sampled", "gold", "garbage", "gold wins", "")
     table = Table(*columns, title="Dry score", title_justify="left", box=None, pad_edge=False)
     for group in plan.routes:
@@ -166,7 +188,8 @@ def _print_plan(plan: Plan) -> None:
         say()
         say(f"Uncovered: {sum(uncovered.rows for uncovered in plan.uncovered):,} rows that no tool fits", "bold")
     for uncovered in plan.uncovered:
-        say(f"  {uncovered.rows:,} rows: {uncovered.reason}")
+        scored = "they stay unscored" if uncovered.fallback == "-" else f"{uncovered.fallback} scores them all the same"
+        say(f"  {uncovered.rows:,} rows: {uncovered.reason}; {scored}")
         show(uncovered.examples)
     if plan.conflicts:
         say()

@@ -31,6 +31,8 @@ from verl_rlar.cli.app import (
     run,
     visible,
 )
+from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
+from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
@@ -114,18 +116,23 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
     return BAD if bad else OK
 
 
-def live_tools(folder: str, step: int | None, config: RlarConfig) -> tuple[Snapshot, dict[str, str], Competence]:
-    """The tools that are live in a library, the code of its verifiers by hash, and what is known of them."""
+def live_tools(
+    folder: str, step: int | None, config: RlarConfig
+) -> tuple[Snapshot, dict[str, str], Competence, Clusters]:
+    """The tools that are live in a library, the code of its verifiers by hash, what is known of them, and its clusters
+    as they are now."""
     library = open_library(folder)
     live = library.latest() if step is None else library.snapshot(step)
     today = {tool.name: tool for tool in trusted_snapshot(config).tools}
     tools = [today.get(tool.name) if tool.kind == "rule" else tool for tool in live.tools]
     code = {tool.source_sha256: library.source(tool.digest) for tool in live.tools if tool.kind == "verifier"}
     labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
+    clusters = Clusters(library.path / CLUSTERS_FILE, writes=False)
     return (
         snapshot := Snapshot(tools=tuple(tool for tool in tools if tool is not None)),
         {sha: source for sha, source in code.items() if source is not None},
-        Store(library.card, labelled).of(snapshot),
+        Store(library.card, labelled, exam_of=library.labelled, cluster_of=clusters.of).of(snapshot),
+        clusters,
     )
 
 

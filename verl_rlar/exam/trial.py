@@ -41,6 +41,7 @@ from verl_rlar.exam.card import FAILING, Card, Failing, Figure
 from verl_rlar.exam.cases import Case, Expect
 from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.public import public_cases
+from verl_rlar.rows import query_as_dict
 from verl_rlar.scoring import Scorer
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.types import Kind, Message, Outcome, Sample, ToolScore, ToolSpec, content_hash
@@ -51,6 +52,8 @@ FAILURES = 8
 """Failed calls after which a tool is sent home..."""
 TIMEOUTS = 3
 """... and calls that ran into the deadline."""
+LABELLED = frozenset({"gold", "labelled_right", "labelled_wrong"})
+"""Sorts of cases whose answers somebody wrote and labelled; the others are made from these."""
 EXCERPT = 200
 """Most characters of a text on the card."""
 SORT = 5
@@ -104,6 +107,22 @@ class Examination:
                 "value": answer.score.value,
             }
             for answer in self.answers
+        ]
+
+    @property
+    def labelled(self) -> list[dict[str, Any]]:
+        """Queries with right and wrong answers that people labelled, and what the tool gave these; JSON-like, without
+        the texts of the answers. For `verl_rlar.competence`."""
+        found: dict[str, tuple[Case, list[dict[str, Any]]]] = {}
+        for answer in self.answers:
+            case, right = answer.case, answer.case.expect is Expect.GOOD
+            if answer.value is not None and case.sort in LABELLED and case.expect in (Expect.GOOD, Expect.BAD):
+                said = {"case": case.id, "right": right, "value": answer.value}
+                found.setdefault(case.query.key, (case, []))[1].append(said)
+        return [
+            {"kind": case.kind.value, "query": query_as_dict(case.query), "answers": said}
+            for case, said in found.values()
+            if len({one["right"] for one in said}) > 1
         ]
 
 
