@@ -55,16 +55,27 @@ class Acquirer:
         self._config = config
         self._library = library.resolve()
         self._work = work
-        self._seen: deque[tuple[Kind | None, str, Query]] = deque(maxlen=config.acquire.window)
-        """Of each of the latest responses: its kind, if no tool fits it, the route's reason, and its query."""
+        self._seen: deque[tuple[Kind, bool, str, Query]] = deque(maxlen=config.acquire.window)
+        """Of each of the latest responses: its kind, whether a tool fits it, the route's reason, and its query."""
         self._tried: dict[Kind, int] = {}
         """By kind, the step at which a tool was looked for last."""
+        self._asked: dict[Kind, str] = {}
+        """By kind, why a tool is to be looked for in any case."""
         self._task: asyncio.Task[None] | None = None
 
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
-        kind = None if row.route.covered else row.route.kind
-        self._seen.append((kind, row.route.reason, row.sample.query))
+        self._seen.append((row.route.kind, row.route.covered, row.route.reason, row.sample.query))
+
+    def ask(self, kind: Kind, cluster: str, why: str) -> None:
+        """Has a tool looked for, for a kind of query, however small its share is and whenever it was tried last.
+
+        Args:
+            kind: Which kind.
+            cluster: Id of the cluster that it is about.
+            why: What was seen, for the log.
+        """
+        self._asked[kind] = f"{cluster}: {why}"
 
     def begin_step(self, step: int) -> None:
         """Starts what is due, if nothing is being done."""
@@ -74,30 +85,34 @@ class Acquirer:
         if gap is not None:
             self._tried[gap.kind] = step
             logger.warning(
-                "before step %d: %.0f %% of the responses are to %s queries without a tool: the %s looks for one",
+                "before step %d: %.0f %% of the responses are to %s queries %s: the %s looks for one",
                 step,
                 100 * gap.share,
                 gap.kind.value,
+                self._asked.pop(gap.kind, None) or "without a tool",
                 gap.way,
             )
             self._task = asyncio.get_running_loop().create_task(self._acquire(gap))
 
     def _gap(self, step: int) -> Gap | None:
         config = self._config.acquire
-        if len(self._seen) < config.window:
-            return None
-        counts = Counter(kind for kind, _, _ in self._seen if kind is not None)
-        for kind, count in counts.most_common():
-            if count < config.share * len(self._seen):
-                return None
-            if step - self._tried.get(kind, -config.again_after) < config.again_after:
-                continue
-            mine = {query.key: (query, reason) for of, reason, query in self._seen if of is kind}
+        counts = Counter(kind for kind, covered, _, _ in self._seen if not covered)
+        due = [kind for kind in self._asked if any(of is kind for of, *_ in self._seen)]
+        if len(self._seen) == config.window:
+            for kind, count in counts.most_common():
+                tried = self._tried.get(kind, -config.again_after)
+                if count >= config.share * len(self._seen) and step - tried >= config.again_after:
+                    due.append(kind)
+        for kind in dict.fromkeys(due):
+            least = not counts[kind]  # asked for although a tool fits: what it is needed for, the alarm knows
+            mine = {query.key: (query, why) for of, fits, why, query in self._seen if of is kind and fits is least}
             queries, reasons = zip(*list(mine.values())[:SAMPLES], strict=True)
+            count = counts[kind] or sum(of is kind for of, *_ in self._seen)
             gap = gap_of(kind, count, len(self._seen), reasons[0], queries, self._config)
             if gap.way != "nobody":
                 return gap
             self._tried[kind] = step
+            self._asked.pop(kind, None)
             logger.warning("before step %d: %s queries have no tool: %s", step, kind.value, gap.plan)
         return None
 
