@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "errors", "config", "calibration", "mixture", "versions"),
+    ("__init__", "types", "errors", "config", "calibration", "mixture", "signs", "versions"),
     ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
     ("advice", "clusters", "card_examples", "snapshots"),
     ("tools",),
@@ -19,10 +19,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("router",),
     ("dispatcher",),
     ("planning",),
-    ("exam", "life", "metrics", "inbox", "agents"),
+    ("exam", "life", "watch", "metrics", "inbox", "agents"),
     ("admission",),
     ("acquisition", "adviser"),
-    ("shadow", "export", "replay", "report", "nodes", "fleet", "acquirer", "doctor"),
+    ("shadow", "export", "replay", "report", "nodes", "fleet", "acquirer", "reexam", "doctor"),
     ("service",),
     ("cpu", "plugin", "trainer", "modes", "reward_manager", "cli", "__main__"),
 )

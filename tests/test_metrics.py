@@ -51,9 +51,12 @@ def test_the_numbers_are_of_what_came_since_the_last_time() -> None:
     metrics = StepMetrics()
     metrics.saw(row("a", 0, call("exact", 1.0)))
     metrics.changes, metrics.boundary_s = 2, 1.5
+    metrics.alarms.update(["drift", "flat", "flat"])
     first, second = metrics.take(), metrics.take()
     assert (first["rlar/changes"], first["rlar/boundary_s"], first["rlar/responses"]) == (2.0, 1.5, 1.0)
-    assert second == {"rlar/changes": 0.0, "rlar/boundary_s": 0.0}
+    assert (first["rlar/alarms"], first["rlar/alarms/flat"], first["rlar/alarms/canary"]) == (3.0, 2.0, 0.0)
+    assert {name for name in second if not name.startswith("rlar/alarms")} == {"rlar/changes", "rlar/boundary_s"}
+    assert set(second.values()) == {0.0}
 
 
 def test_tools_without_a_say_are_counted_by_themselves() -> None:

@@ -4,7 +4,8 @@
 It keeps what the latest responses were to. Where a cluster without a competent tool (`verl_rlar.acquisition.shortfall`,
 or one whose tools leave too much unscored) is a large enough share of them, the work of
 `verl_rlar.acquisition.acquire` is started in a process of its own, with some of its queries: one at a time, the gap
-first by which most is to be gained, each once, and `rlar.acquire.gaps` in all.
+first by which most is to be gained, each once, and `rlar.acquire.gaps` in all. Whoever watches the run may ask for one,
+too (`ask`); that comes first.
 What was admitted is handed in at the library's inbox, for the shadow: from there the tool goes its way like any other
 (`verl_rlar.fleet`, `verl_rlar.life`).
 
@@ -76,11 +77,24 @@ class Acquirer:
         self._tried: dict[str, int] = {}
         """By gap, the step at which a tool was looked for last."""
         self._worked_on = 0
+        self._asked: dict[tuple[Kind, str], str] = {}
+        """By kind and cluster, why a tool is to be looked for in any case."""
         self._task: asyncio.Task[None] | None = None
 
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
         self._seen.append((row.sample.query, row.route, row.score.value is not None))
+
+    def ask(self, kind: Kind, cluster: str, why: str) -> None:
+        """Has a tool looked for, however small the share of these queries is, whatever scores them, and whenever that
+        was tried last; within `rlar.acquire.gaps`.
+
+        Args:
+            kind: Their kind.
+            cluster: Id of their cluster; empty: all of the kind.
+            why: What was seen, for the log.
+        """
+        self._asked[kind, cluster] = why
 
     def begin_step(self, step: int, snapshot: Snapshot = NO_TOOLS) -> None:
         """Starts what is due, if nothing is being done.
@@ -92,9 +106,11 @@ class Acquirer:
         config = self._config.acquire
         if not config.enabled or (self._task is not None and not self._task.done()):
             return
-        if len(self._seen) < config.window or self._worked_on >= config.gaps:
+        if self._worked_on >= config.gaps:
             return
-        gap = self._gap(step, snapshot)
+        gap = self._asked_for(step)
+        if gap is None and len(self._seen) == config.window:
+            gap = self._gap(step, snapshot)
         if gap is not None:
             self._tried[_place(gap)] = step
             self._worked_on += 1
@@ -107,6 +123,19 @@ class Acquirer:
                 gap.way,
             )
             self._task = asyncio.get_running_loop().create_task(self._acquire(gap))
+
+    def _asked_for(self, step: int) -> Gap | None:
+        for (kind, cluster), why in list(self._asked.items()):
+            found = Shortfalls()
+            for query, route, _ in self._seen:
+                mine = route.kind is kind and cluster in ("", route.cluster)
+                found.add(query, kind, cluster, (1.0 - CHANCE, why) if mine else None)
+            for gap in found.gaps(self._config, self._clusters, 0.0):
+                del self._asked[kind, cluster]
+                if gap.way != "nobody":
+                    return gap
+                logger.warning("before step %d: %s, %s: %s", step, gap.title, why, gap.plan)
+        return None
 
     def _gap(self, step: int, snapshot: Snapshot) -> Gap | None:
         config = self._config.acquire

@@ -274,6 +274,88 @@ class LifeConfig(Section):
     """By how much a canary's value may differ."""
 
 
+Sign = Literal[
+    "failed", "abstained", "outside", "flat", "saturated", "disagree", "length", "format", "copied", "canary",
+    "new_cluster", "drift",
+]  # fmt: skip
+"""What a run is watched for, see `verl_rlar.watch`."""
+Action = Literal["log", "re_exam", "quarantine", "re_acquire", "stop"]
+"""What is done about it, at the step boundary: ``log`` (each alarm is in the log, the ledger, verl's metrics and the
+report); ``re_exam``: the tool is examined again beside the training, on `acquire.labelled`, and is quarantined if it
+fails; ``quarantine``: it loses its say; ``re_acquire``: a tool is looked for, if `acquire.enabled`; ``stop``: the run
+ends."""
+WithoutTool = Literal["log", "re_acquire", "stop"]
+
+
+class WatchActions(Section):
+    """What each alarm does, beside being told."""
+
+    failed: Action = "log"
+    abstained: Action = "log"
+    outside: Action = "log"
+    flat: Action = "log"
+    saturated: Action = "log"
+    disagree: Action = "log"
+    length: Action = "log"
+    format: Action = "log"
+    copied: Action = "log"
+    canary: Action = "log"
+    """`life` quarantines the tool in any case."""
+    new_cluster: WithoutTool = "re_acquire"
+    """Where no tool fits these prompts."""
+    drift: WithoutTool = "log"
+
+
+class WatchConfig(Section):
+    """What a run is watched for, per tool and cluster of prompts."""
+
+    enabled: bool = True
+    """Whether it is watched."""
+    actions: WatchActions = WatchActions()
+    window: int = Field(default=10, ge=1)
+    """Number of latest steps over which a tool is judged."""
+    again_after: int = Field(default=50, ge=1)
+    """Steps after which the same alarm can come again."""
+    min_responses: int = Field(default=64, ge=2)
+    """Responses of one tool in one cluster from which on shares of them count."""
+    min_groups: int = Field(default=24, ge=2)
+    """Groups, or prompts, from which on shares of them count."""
+    min_correlated: int = Field(default=200, ge=3)
+    """Responses from which on a correlation counts."""
+    failed: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of calls that fail."""
+    abstained: float = Field(default=0.2, ge=0, le=1)
+    """Largest share of responses that a tool abstains from."""
+    outside: float = Field(default=0.05, ge=0, le=1)
+    """Largest share of raw scores outside the range of the tool's exam."""
+    flat: float = Field(default=0.9, ge=0, le=1)
+    """Largest share of groups all of whose responses get the same."""
+    saturated: float = Field(default=0.02, ge=0, lt=0.5)
+    """How near to 0 or 1 the mean may come."""
+    disagree: float = Field(default=0.25, ge=0, le=1)
+    """Largest share of responses that another tool sees otherwise."""
+    length: float = Field(default=0.4, ge=0, le=1)
+    """Highest correlation of length and value within groups, either way; two standard errors are given."""
+    format: float = Field(default=0.4, ge=0, le=1)
+    """... of formatting and value."""
+    copied: float = Field(default=0.2, ge=0, le=1)
+    """Largest share of prompts whose best response is nearly the one that was paid for another prompt."""
+    drift_now: int = Field(default=2, ge=1)
+    """Number of latest steps whose prompts are compared ..."""
+    drift_before: int = Field(default=20, ge=1)
+    """... with those of so many steps before, as far back as the latest drift."""
+    min_before: int = Field(default=64, ge=2)
+    """Prompts from which on these say what is usual."""
+    drift_p: float = Field(default=1e-4, gt=0, lt=1)
+    """Chance below which other shares are no accident, at one step."""
+    drift_psi: float = Field(default=0.1, ge=0)
+    """Stability index from which on they matter."""
+    new_prompts: int = Field(default=4, ge=1)
+    """Fewest prompts of a new cluster ..."""
+    new_share: float = Field(default=0.05, ge=0, le=1)
+    """... and their least share, in the latest `drift_now` steps."""
+
+
 class Limits(Section):
     """What a tool must reach in the exam, for one kind of query. Shares are of the cases of that sort, in [0, 1]."""
 
@@ -541,6 +623,7 @@ class RlarConfig(Section):
     routing: RoutingConfig = RoutingConfig()
     library: LibraryConfig = LibraryConfig()
     life: LifeConfig = LifeConfig()
+    watch: WatchConfig = WatchConfig()
     ledger: LedgerConfig = LedgerConfig()
     exam: ExamConfig = ExamConfig()
     hub: HubConfig = HubConfig()

@@ -22,7 +22,8 @@
     │   ├── EndpointError           ... as the endpoint of its LLM does not answer, or not as it should
     │   └── CassetteError           ... as a cassette does not hold this traffic, or cannot be read or written
     ├── ServiceUnreachable          the run's service does not answer
-    └── TooManyUnscored             the run stops: too large a share of responses could not be scored
+    ├── TooManyUnscored             the run stops: too large a share of responses could not be scored
+    └── StoppedByAlarm              the run stops: an alarm was raised whose action is ``stop``
 
 Guarantees: each is picklable (errors cross Ray and process pools), so none defines an ``__init__`` of its own; each
 message says what happened, to which thing, and what to do about it.
@@ -122,3 +123,7 @@ class ServiceUnreachable(RlarError):
 
 class TooManyUnscored(RlarError):
     """Too large a share of the recent responses is unscored; the message names the tools."""
+
+
+class StoppedByAlarm(RlarError):
+    """An alarm was raised whose action is ``stop``; the message says what was seen, and where."""

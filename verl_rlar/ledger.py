@@ -3,8 +3,9 @@
 
 Tables: ``scores`` (a row per response), ``routes`` (a row per decision), ``tools`` (specs by digest), ``texts``
 (queries and responses, compressed, stored once by content), ``shadows`` (what tools without a say would have given),
-``canaries`` (answers whose score is known, scored again), ``attempts`` (a row per start of training). `Ledger` writes
-(the service is its only user in training), `read` opens a file for reading while a run goes on.
+``canaries`` (answers whose score is known, scored again), ``watched`` and ``alarms`` (what a step showed of each tool
+in each cluster, and what was raised for it), ``attempts`` (a row per start of training). `Ledger` writes (the service
+is its only user in training), `read` opens a file for reading while a run goes on.
 
 Guarantees: a call that has returned is durable against the death of any process, at any time (WAL; a power cut may cost
 the last moments, as ``synchronous=NORMAL`` does not wait for the disk); each call is one transaction, so a reader never
@@ -30,7 +31,7 @@ from typing import Any
 from verl_rlar.errors import LedgerError
 from verl_rlar.types import Kind, Query, Route, RoutePart, Sample, Score, Snapshot, Split, ToolScore, content_hash
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "ledger.sqlite"
 
 _FIRST = """
@@ -77,6 +78,23 @@ be dropped. ``scores_by_step`` holds all that a curve over steps is made of: of 
 many seconds to read."""
 _THIRD = "ALTER TABLE routes ADD COLUMN cluster TEXT NOT NULL DEFAULT ''"
 """What version 3 has beside that: the cluster of a route's query; empty in what was decided before."""
+_FOURTH = """
+CREATE TABLE watched (
+    attempt INTEGER NOT NULL, step INTEGER NOT NULL, digest TEXT NOT NULL, cluster TEXT NOT NULL, tally TEXT NOT NULL,
+    PRIMARY KEY (attempt, step, digest, cluster)
+) WITHOUT ROWID;
+CREATE INDEX watched_by_cluster ON watched (cluster, step);
+CREATE TABLE alarms (
+    attempt INTEGER NOT NULL, step INTEGER NOT NULL, sign TEXT NOT NULL, digest TEXT NOT NULL, cluster TEXT NOT NULL,
+    tool TEXT NOT NULL, action TEXT NOT NULL, text TEXT NOT NULL, figures TEXT NOT NULL, examples TEXT NOT NULL,
+    PRIMARY KEY (attempt, step, sign, digest, cluster)
+) WITHOUT ROWID;
+"""
+"""What version 4 has beside that: tallies and alarms of `verl_rlar.watch`, in JSON."""
+ALARM_COUNTS = (
+    "NOT EXISTS (SELECT 1 FROM watched WHERE watched.attempt > alarms.attempt AND watched.step < alarms.step)"
+)
+"""Of an alarm: that no later start of training has trained the steps again that it is about."""
 _PAGE_BYTES = 8192
 """Size of a page of a new file; with larger ones less is read apart, with smaller ones less is written twice."""
 
@@ -100,6 +118,7 @@ DROP TABLE old_texts;
 DROP TABLE old_routes;
 """,
     2: _THIRD,
+    3: _FOURTH,
 }
 """By version, what brings a file of it to the next one."""
 
@@ -182,7 +201,8 @@ class Ledger:
         if version not in (0, *_MIGRATIONS):
             _check_version(self.path, version)
             return
-        made = [_FIRST, _SECOND, _THIRD] if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
+        whole = [_FIRST, _SECOND, _THIRD, _FOURTH]
+        made = whole if version == 0 else [_MIGRATIONS[n] for n in range(version, SCHEMA_VERSION)]
         for statement in ";".join(made).split(";"):
             self._db.execute(statement)
         self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -256,20 +276,67 @@ class Ledger:
         """What this start of training has scored from a step on: for those who watch the tools and were restarted.
 
         Returns:
-            Step, uid, session, query, value and parts (JSON) of training responses; step, uid, session, digest,
-            outcome, raw score and value in the shadow; step, digest, canary, outcome and value of canaries.
+            Step, uid, session, query, value, parts (JSON), kind, whether a tool fits, cluster and text (None if it is
+            gone) of training responses; step, uid, session, digest, outcome, raw score and value in the shadow; step,
+            digest, canary, outcome and value of canaries.
         """
         found = []
         for sql in (
-            "SELECT step, uid, session, query, value, parts FROM scores WHERE attempt = ? AND split = 'train' AND "
-            "step >= ? ORDER BY step",
+            "SELECT scores.step, uid, session, scores.query, value, scores.parts, COALESCE(kind, 'open'), "
+            "COALESCE(covered, 1), COALESCE(cluster, ''), body FROM scores "
+            "LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
+            "AND routes.query = scores.query LEFT JOIN texts ON texts.sha = scores.response "
+            "WHERE attempt = ? AND scores.split = 'train' AND scores.step >= ? ORDER BY scores.step",
             "SELECT step, uid, session, digest, outcome, raw, value FROM shadows WHERE attempt = ? AND step >= ? "
             "ORDER BY step",
             "SELECT step, digest, canary, outcome, value FROM canaries WHERE attempt = ? AND step >= ? ORDER BY step",
         ):
             with _explained(self.path):
                 found.append(self._db.execute(sql, (self.attempt, step)).fetchall())
-        return found[0], found[1], found[2]
+        responses = [(*row[:-1], None if row[-1] is None else unpack(row[-1])) for row in found[0]]
+        return responses, found[1], found[2]
+
+    def add_watched(self, step: int, tallies: Iterable[tuple[str, str, str]]) -> None:
+        """Keeps what a step showed of each tool in each cluster: digest, cluster and tally, in JSON; all or none."""
+        values = [(self.attempt, step, *one) for one in tallies]
+        with _explained(self.path), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO watched VALUES (?, ?, ?, ?, ?)", values)
+
+    def watched_before(self, step: int, steps: int) -> list[tuple[int, str, str, str]]:
+        """Step, digest, cluster and tally of the `steps` latest steps before one; of each, of its latest training."""
+        sql = (
+            "WITH latest AS (SELECT step, MAX(attempt) AS attempt FROM watched WHERE step < ? GROUP BY step "
+            "ORDER BY step DESC LIMIT ?) SELECT step, digest, cluster, tally FROM latest JOIN watched USING (step, "
+            "attempt) ORDER BY step"
+        )
+        with _explained(self.path):
+            return self._db.execute(sql, (step, steps)).fetchall()
+
+    def last_watched(self) -> int:
+        """The latest step of this start of training that is in ``watched``; -1 if there is none."""
+        sql = "SELECT MAX(step) FROM watched WHERE attempt = ?"
+        with _explained(self.path):
+            found = self._db.execute(sql, (self.attempt,)).fetchone()[0]
+        return -1 if found is None else int(found)
+
+    def clusters_before(self, step: int) -> list[tuple[str, int]]:
+        """Every cluster that was seen before a step, and the first step at which it was."""
+        sql = "SELECT cluster, MIN(step) FROM watched WHERE step < ? GROUP BY cluster"
+        with _explained(self.path):
+            return self._db.execute(sql, (step,)).fetchall()
+
+    def add_alarms(self, alarms: Iterable[tuple[int, str, str, str, str, str, str, str, str]]) -> None:
+        """Keeps alarms: step, sign, digest, cluster, tool, action, text, figures and examples (both JSON)."""
+        values = [(self.attempt, *alarm) for alarm in alarms]
+        with _explained(self.path), self._transaction():
+            self._db.executemany("INSERT OR REPLACE INTO alarms VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+    def alarms_before(self, step: int) -> list[tuple[str, str, str, int]]:
+        """Sign, digest, cluster and step of the alarms that were raised before a step, but for those of a training that
+        was given up for a later one at an earlier step."""
+        sql = f"SELECT sign, digest, cluster, step FROM alarms WHERE step < ? AND {ALARM_COUNTS} ORDER BY step"
+        with _explained(self.path):
+            return self._db.execute(sql, (step,)).fetchall()
 
     def canary_values(self) -> dict[tuple[str, str], float]:
         """By digest and canary, the first value that was recorded in any start of training."""

@@ -20,14 +20,13 @@ Guarantees: decisions depend on what was scored only, so a service that was kill
 decides alike; each has its reason, with the figures in it. A tool that is trusted (built in, or the user's own) is
 taken out for a flipped canary only: what else happens to it is seen in its outcomes (``rlar.scoring.max_unscored``).
 
-Not covered: agreement is with the tools in place, right or wrong; where they say nothing, a tool becomes live on its
-exam, its variance and its canaries alone. A policy that has learned all of a task gives a sound tool no variance
-either: after its first steps that is no fault.
+Not covered: agreement is with the tools in place, right or wrong; where there are none (nothing is said, or a fallback
+says it that no evidence is for), a tool becomes live on its exam, its variance and its canaries alone. A policy that
+has learned all of a task gives a sound tool no variance either: after its first steps that is no fault.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -36,10 +35,9 @@ from typing import Any
 
 from verl_rlar.config import LifeConfig
 from verl_rlar.library import Event, EventKind, LibraryView
+from verl_rlar.signs import EQUAL, flat, ranked_alike, spread
 from verl_rlar.types import Outcome, ToolSpec
 
-EQUAL = 1e-9
-"""Values that differ by less are the same."""
 IN_PLACE = ""
 """Stands for what the route gave as a whole, where a digest stands otherwise."""
 
@@ -101,8 +99,9 @@ class Life:
         canaries: Iterable[tuple[Any, ...]],
     ) -> None:
         """Sees again what `Ledger.watched_since` has kept."""
-        for step, uid, session, query, value, parts in responses:
-            self.saw_response(step=step, uid=uid, session=session, query=query, value=value, parts=json.loads(parts))
+        for step, uid, session, query, value, parts, _, covered, *_ in responses:
+            given = value if covered else None
+            self.saw_response(step=step, uid=uid, session=session, query=query, value=given, parts=json.loads(parts))
         for step, uid, session, digest, outcome, raw, value in shadows:
             part = {"digest": digest, "outcome": outcome, "raw": raw, "value": value}
             self.saw_shadow(step=step, uid=uid, session=session, part=part)
@@ -119,7 +118,7 @@ class Life:
             uid: Its group.
             session: Its index in the group.
             query: Key of its query.
-            value: What the route gave, in [0, 1]; None if it is unscored.
+            value: What the route gave, in [0, 1]; None if it is unscored, or if no tool fits and a fallback gave it.
             parts: What each tool gave: ``digest``, ``outcome``, ``raw``, ``value``.
         """
         seen = self._step(step)
@@ -168,6 +167,10 @@ class Life:
             self._flipped.setdefault(digest, f"canary {canary} got {got} at step {step}, and must get {wanted:.3g}")
         elif digest not in self._flipped:
             self._held[digest] = max(step, self._held.get(digest, step))
+
+    def flipped(self) -> dict[str, str]:
+        """By digest: which canary flipped, and how."""
+        return dict(self._flipped)
 
     def _step(self, step: int) -> _Step:
         seen = self._steps.setdefault(step, _Step())
@@ -296,23 +299,16 @@ class _Seen:
                 if len(ours) < 2:
                     continue
                 self.groups += 1
-                self.varied += _spread(ours.values()) > EQUAL
+                self.varied += not flat(ours.values())
                 self.place_groups += len(place) > 1
-                self.place_varied += len(place) > 1 and _spread(place.values()) > EQUAL
-                for one, other in itertools.combinations(sorted(ours.keys() & place.keys()), 2):
-                    mine, theirs = ours[one] - ours[other], place[one] - place[other]
-                    if min(abs(mine), abs(theirs)) > EQUAL:
-                        self.pairs += 1
-                        alike += (mine > 0) == (theirs > 0)
+                self.place_varied += not flat(place.values())
+                pairs, same = ranked_alike(ours, place)
+                self.pairs += pairs
+                alike += same
         outcomes = {outcome.value for outcome in Outcome}
         self.calls = sum(count for name, count in counts.items() if name in outcomes)
         self.failed, self.outside = counts[Outcome.FAILED.value], counts["outside"]
         self.agreement = alike / self.pairs if self.pairs else 0.0
         self.expected_varied = self.place_varied if self.place_groups else self.groups
-        self.spread = _spread(values)
+        self.spread = spread(values)
         self.some_value = values[0] if values else 0.0
-
-
-def _spread(values: Iterable[float]) -> float:
-    values = list(values)
-    return max(values) - min(values) if values else 0.0

@@ -10,6 +10,7 @@
     rlar/kind/KIND/...                        the same by what the query was taken for
     rlar/shadow/NAME/...                      the same of tools without a say
     rlar/{live,shadows,changes,boundary_s}    tools at the step, events before it, seconds that it waited for them
+    rlar/alarms, rlar/alarms/SIGN             alarms before it, see `verl_rlar.watch`
 
 Names are the ledger's: tools by name, kinds and outcomes by their values.
 
@@ -25,12 +26,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import get_args
 
+from verl_rlar.config import Sign
 from verl_rlar.ledger import Row, ShadowRow
+from verl_rlar.signs import flat
 from verl_rlar.types import Outcome, ToolScore
-
-EQUAL = 1e-9
-"""Values that differ by less are the same."""
 
 
 @dataclass
@@ -68,10 +69,12 @@ class StepMetrics:
         """Events that changed what is live."""
         self.boundary_s = 0.0
         """Seconds for which steps waited for their tools."""
+        self.alarms: Counter[str] = Counter()
+        """Alarms by sign."""
         self._clear()
 
     def _clear(self) -> None:
-        self.changes, self.boundary_s = 0, 0.0
+        self.changes, self.boundary_s, self.alarms = 0, 0.0, Counter()
         self._all = _Tally()
         self._tools: defaultdict[str, _Tally] = defaultdict(_Tally)
         self._kinds: defaultdict[str, _Tally] = defaultdict(_Tally)
@@ -94,6 +97,8 @@ class StepMetrics:
     def take(self) -> dict[str, float]:
         """The numbers since the last call."""
         found = {"rlar/changes": float(self.changes), "rlar/boundary_s": self.boundary_s}
+        found |= {f"rlar/alarms/{sign}": float(self.alarms[sign]) for sign in get_args(Sign)}
+        found["rlar/alarms"] = float(self.alarms.total())
         if total := self._all.calls:
             found |= {"rlar/responses": float(total)} | self._all.numbers("rlar")
             for place, tallies in (("tool", self._tools), ("kind", self._kinds), ("shadow", self._shadows)):
@@ -101,7 +106,7 @@ class StepMetrics:
                     found[f"rlar/{place}/{name}/share"] = tally.calls / total
                     found |= tally.numbers(f"rlar/{place}/{name}")
         if groups := [values for values in self._groups.values() if len(values) > 1]:
-            found["rlar/same_groups"] = sum(max(values) - min(values) <= EQUAL for values in groups) / len(groups)
+            found["rlar/same_groups"] = sum(map(flat, groups)) / len(groups)
         self._clear()
         return found
 

@@ -15,8 +15,9 @@ folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
 `verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
-the canaries, which one reward worker per step is asked to score. Then `verl_rlar.fleet.Fleet` sees to it that the
-step's reward models are served.
+the canaries, which one reward worker per step is asked to score. What `verl_rlar.watch.Watch` finds odd about the run
+is raised then, and what the settings say is done about it. Then `verl_rlar.fleet.Fleet` sees to it that the step's
+reward models are served.
 
 Not covered: rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
 path: a reward worker that is killed takes the rows of its last moments along (verl does not survive the death of a
@@ -25,6 +26,7 @@ reward worker either)."""
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import time
@@ -33,7 +35,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
 
@@ -44,21 +46,29 @@ from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import FOLDER_NAME, Store, read_labelled
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import LedgerError, LibraryError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
+from verl_rlar.errors import (
+    LedgerError,
+    LibraryError,
+    ServiceUnreachable,
+    StoppedByAlarm,
+    ToolUnavailable,
+    TooManyUnscored,
+)
 from verl_rlar.exam.canaries import Canary, from_json, public
 from verl_rlar.fleet import WATCH, Fleet
 from verl_rlar.inbox import take_in
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import CHANGES, Library, LibraryView, library_path
-from verl_rlar.life import Life
+from verl_rlar.life import Decision, Life
 from verl_rlar.metrics import StepMetrics
 from verl_rlar.nodes import RECONNECT_S, Models, same_or
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.trusted import trusted_tools
-from verl_rlar.types import Query, Route, Snapshot, Split, ToolScore, ToolSpec
+from verl_rlar.types import Kind, Query, Route, Snapshot, Split, ToolScore, ToolSpec
+from verl_rlar.watch import Alarm, Watch
 
 if TYPE_CHECKING:
-    from verl_rlar.acquirer import Acquirer
+    from verl_rlar.reexam import Reexaminer
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +102,16 @@ class Group:
         return sum(scored) / len(scored) if scored else None
 
 
+class Seeker(Protocol):
+    """Who looks for tools during a run: `verl_rlar.acquirer.Acquirer`."""
+
+    def saw(self, row: Row) -> None: ...
+
+    def ask(self, kind: Kind, cluster: str, why: str) -> None: ...
+
+    def begin_step(self, step: int, snapshot: Snapshot) -> None: ...
+
+
 class Service:
     """See the module.
 
@@ -99,6 +119,7 @@ class Service:
         config: The settings of the run.
         token: Names this start of training, for the ledger and the library.
         models: Where reward models are served. None: in this Ray cluster, by the settings.
+        seeker: Who looks for tools. None: `verl_rlar.acquirer`, if the settings say so.
 
     Raises:
         ConfigError: One of the user's own tools cannot be used, or the settings name a tool that is not there.
@@ -106,17 +127,26 @@ class Service:
         LibraryError, LedgerError: It cannot be opened.
     """
 
-    def __init__(self, config: RlarConfig, token: str, models: Models | None = None) -> None:
+    def __init__(
+        self, config: RlarConfig, token: str, models: Models | None = None, seeker: Seeker | None = None
+    ) -> None:
         self._config = config
         self._token = token
         tools = trusted_tools(config)
         self._library = Library(library_path(config), wait_s=config.library.wait_s)
         self._library.begin(tools, token)
         self._ledger = Ledger(Path(config.run_dir) / FILE_NAME, token=token, store_texts=config.ledger.store_responses)
-        self._life = self._watch()
+        self._life = self._watch_tools()
+        self._watch = Watch(config.watch)
+        self._watch_is_whole = False
         self._models = Models(config) if models is None else models
         self._fleet = Fleet(config, self._library, self._models)
         self._metrics = StepMetrics()
+        self._reexaminer: Reexaminer | None = None
+        if "re_exam" in config.watch.actions.model_dump().values():
+            from verl_rlar.reexam import Reexaminer  # seconds of imports, which most runs do not need; so below
+
+            self._reexaminer = Reexaminer(config, self._library.path)
         self._boundaries: dict[tuple[int, bool], asyncio.Task[None]] = {}
         """By step, and whether it is one for validation only: what is done before it."""
         self._canaries_given: set[int] = set()
@@ -133,9 +163,9 @@ class Service:
             rulings=self._advice.of,
         )
         self._adviser = Adviser(config, clusters, self._advice, self._competence.of)
-        self._acquirer: Acquirer | None = None
-        if config.acquire.enabled:
-            from verl_rlar.acquirer import Acquirer  # seconds of imports, which most runs do not need
+        self._acquirer: Seeker | None = seeker
+        if seeker is None and config.acquire.enabled:
+            from verl_rlar.acquirer import Acquirer
 
             self._acquirer = Acquirer(config, self._library.path, competence=self._competence.of, clusters=clusters)
         router = FeatureRouter(config.routing, self._competence.of, clusters)
@@ -150,6 +180,7 @@ class Service:
         """The tools that are live at a step (I1). From now on that step does not change."""
         snapshot = self._advice.on(self._library.snapshot(step), step)
         self._life.knows((*snapshot.tools, *snapshot.shadows))
+        self._watch.knows((*snapshot.tools, *snapshot.shadows))
         self._competence.of(snapshot)  # from now on, what is known of these tools does not change either
         if snapshot.version not in self._in_ledger:
             try:
@@ -188,9 +219,22 @@ class Service:
                     uid=row.sample.uid,
                     session=row.sample.session,
                     query=row.sample.query.key,
-                    value=row.score.value,
+                    value=row.score.value if row.route.covered else None,
                     parts=map(_seen, row.score.parts),
                 )
+                if self._config.watch.enabled:
+                    self._watch.saw_response(
+                        step=row.sample.step,
+                        uid=row.sample.uid,
+                        session=row.sample.session,
+                        query=row.sample.query.key,
+                        cluster=row.route.cluster,
+                        kind=row.route.kind,
+                        covered=row.route.covered,
+                        value=row.score.value,
+                        parts=map(_seen, row.score.parts),
+                        text=row.sample.response,
+                    )
 
     async def canaries(self, step: int) -> tuple[tuple[ToolSpec, tuple[Canary, ...]], ...]:
         """The canaries that are due at a step, by tool: of those in the shadow, and of those that scored lately. Given
@@ -214,7 +258,8 @@ class Service:
         self._ledger.add_canaries(canaries)
         self._metrics.saw_shadows(shadows)
         for row in shadows:
-            self._life.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=_seen(row.score))
+            for watcher in (self._life, self._watch):
+                watcher.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=_seen(row.score))
         for seen in canaries:
             score = seen.score
             self._life.saw_canary(
@@ -259,6 +304,7 @@ class Service:
 
         Raises:
             TooManyUnscored: The share of unscored responses in the window is above ``rlar.scoring.max_unscored``.
+            StoppedByAlarm: An alarm was raised whose action is ``stop``.
             ToolUnavailable: See `Fleet.serve`.
         """
         task = self._boundaries.get((step, validate))
@@ -273,16 +319,18 @@ class Service:
 
     async def _begin(self, step: int, behind: int, validate: bool) -> None:
         start = time.perf_counter()
+        alarms: list[Alarm] = []
         if not validate:
             self._fleet.look()
-            self._change_and_trim(step)
+            alarms = self._look_at_run(step, behind)
+            self._change_and_trim(step, alarms)
             self._advise(step)
         await self._fleet.serve(step, behind)
         self._metrics.boundary_s += time.perf_counter() - start
         if not validate:
-            if self._acquirer is not None:
-                self._acquirer.begin_step(step, self._advice.on(LibraryView.snapshot(self._library, step), step))
+            self._seek_tools(step, alarms)
             self._check_unscored(step)
+            self._check_alarms(step, alarms)
 
     async def metrics(self, step: int) -> dict[str, float]:
         """What was scored since the last call, for verl's logger; see `verl_rlar.metrics`."""
@@ -295,9 +343,84 @@ class Service:
         snapshot = self._advice.on(LibraryView.snapshot(self._library, step), step)
         self._adviser.begin_step(step, snapshot, may_change=step >= self._library.next_step)
 
-    def _change_and_trim(self, step: int) -> None:
+    def _look_at_run(self, step: int, behind: int) -> list[Alarm]:
+        """What was raised before a step; it is in the log, in the ledger and among the metrics."""
+        if not self._config.watch.enabled:
+            return []
         try:
-            self._change_tools(step)
+            if not self._watch_is_whole:
+                self._restore_watch(step)
+            for done, tallies in self._watch.close(step - behind):
+                self._ledger.add_watched(done, ((*key, tally.as_json()) for key, tally in tallies.items()))
+            standings = self._library.standings()
+            used = {digest for digest, standing in standings.items() if standing.event in ("shadow", "live")}
+            flipped = {digest: how for digest, how in self._life.flipped().items() if digest in used}
+            alarms = self._watch.judge(step, flipped)
+            self._ledger.add_alarms(alarm.as_row() for alarm in alarms)
+        except LedgerError as error:  # a full disk: nothing is watched for, and the training goes on
+            logger.warning("before step %d the run is not watched: %s", step, error)
+            return []
+        for alarm in alarms:
+            self._metrics.alarms[alarm.sign] += 1
+            about = " on ".join(one for one in (alarm.tool, alarm.cluster) if one) or "the run"
+            examples = f"; groups {', '.join(alarm.examples)}" if alarm.examples else ""
+            logger.warning(
+                "before step %d: alarm %s (%s), %s: %s%s", step, alarm.sign, alarm.action, about, alarm.text, examples
+            )
+        return alarms
+
+    def _restore_watch(self, step: int) -> None:
+        """Takes up what was seen before this step, also by an earlier start of the training or of this service."""
+        ledger = self._ledger
+        for snapshot in (LibraryView.snapshot(self._library, at) for at in {self._library.handed_out, step}):
+            self._watch.knows((*snapshot.tools, *snapshot.shadows))
+        self._watch.restore(
+            ledger.watched_before(step, self._watch.reach), ledger.clusters_before(step), ledger.alarms_before(step)
+        )
+        responses, shadows, _ = ledger.watched_since(ledger.last_watched() + 1)
+        for at, uid, session, query, value, parts, kind, covered, cluster, text in responses:
+            self._watch.saw_response(
+                step=at,
+                uid=uid,
+                session=session,
+                query=query,
+                cluster=cluster,
+                kind=Kind(kind),
+                covered=bool(covered),
+                value=value,
+                parts=json.loads(parts),
+                text=text,
+            )
+        for at, uid, session, digest, outcome, raw, value in shadows:
+            part = {"digest": digest, "outcome": outcome, "raw": raw, "value": value}
+            self._watch.saw_shadow(step=at, uid=uid, session=session, part=part)
+        self._watch_is_whole = True
+
+    def _seek_tools(self, step: int, alarms: Sequence[Alarm]) -> None:
+        """Starts what is done beside the training: tools are looked for, and examined again."""
+        for alarm in alarms:
+            if alarm.action == "re_acquire" and self._acquirer is not None and alarm.kind is not None:
+                self._acquirer.ask(alarm.kind, alarm.cluster, alarm.text)
+            elif alarm.action == "re_exam" and self._reexaminer is not None and alarm.digest:
+                self._reexaminer.ask(alarm.digest, alarm.text)
+        if self._reexaminer is not None:
+            self._reexaminer.begin_step(step)
+        if self._acquirer is not None:
+            self._acquirer.begin_step(step, self._advice.on(LibraryView.snapshot(self._library, step), step))
+
+    def _check_alarms(self, step: int, alarms: Sequence[Alarm]) -> None:
+        if stops := [alarm for alarm in alarms if alarm.action == "stop"]:
+            seen = "; ".join(
+                f"{alarm.sign}, {alarm.tool or alarm.cluster or 'the run'}: {alarm.text}" for alarm in stops
+            )
+            raise StoppedByAlarm(
+                f"before step {step}: {seen}. rlar.watch.actions says stop; look at `rlar report`, mend it or set "
+                "another action, and resume from the last checkpoint."
+            )
+
+    def _change_and_trim(self, step: int, alarms: Sequence[Alarm] = ()) -> None:
+        try:
+            self._change_tools(step, alarms)
             kept = self._config.ledger.keep_steps
             self._ledger.trim(
                 before_step=None if kept is None else step - kept, max_bytes=self._config.ledger.max_gb * 2**30
@@ -339,15 +462,24 @@ class Service:
         self._library.close()
         self._ledger.close()
 
-    def _change_tools(self, step: int) -> None:
-        """Takes in what waits, and what `Life` decides; nothing for a step whose tools were handed out already."""
+    def _change_tools(self, step: int, alarms: Sequence[Alarm] = ()) -> None:
+        """Takes in what waits, and what `Life` and alarms decide; nothing for a step whose tools were handed out
+        already."""
         if step < self._library.next_step:
             return
         before = len(self._library.events)
         for asked, said in take_in(self._library, self._fleet.admits):
             name = asked.digest if asked else "a file in the inbox that cannot be read"
             logger.warning("before step %d: %s, by %s: %s", step, name, asked.by if asked else "?", said)
-        for decision in self._life.decide(step, self._library):
+        decisions = self._life.decide(step, self._library)
+        gone = {decision.digest for decision in decisions}
+        for alarm in alarms:
+            if alarm.action == "quarantine" and alarm.digest and alarm.digest not in gone:
+                gone.add(alarm.digest)
+                where = f" on {alarm.cluster}" if alarm.cluster else ""
+                why = f"alarm {alarm.sign}{where}: {alarm.text}"
+                decisions.append(Decision(event="quarantined", digest=alarm.digest, why=why))
+        for decision in decisions:
             try:
                 event = self._library.append(
                     decision.event,
@@ -364,7 +496,7 @@ class Service:
             logger.warning("before step %d: %s is %s: %s", step, event.tool, event.event, event.why)
         self._metrics.changes += sum(event.event in CHANGES for event in self._library.events[before:])
 
-    def _watch(self) -> Life:
+    def _watch_tools(self) -> Life:
         """Who watches the tools, with all that was seen in this start of training."""
         config, newest = self._config.life, self._library.handed_out
         snapshot = LibraryView.snapshot(self._library, newest)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What in a run deserves a look: signs of a broken or a cheated reward, from its figures.
 
+What was raised while it trained (`verl_rlar.watch`, per tool and cluster, with step and action) stands here as it was
+raised; beside it stands what the run as a whole shows, by the same statistics (`verl_rlar.signs`) and limits.
+
 Guarantees: a function of the figures; each alarm says what was seen, and what to do about it.
 
 Not covered: a sign is no proof. A policy that has learned a task looks saturated, and a long answer may be a good one.
@@ -11,20 +14,40 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from verl_rlar.config import ScoringConfig
+from verl_rlar.config import ScoringConfig, WatchConfig
 from verl_rlar.library import REGISTRARS
 
-UNSCORED, FLAT, HACKED, FAILED = 0.1, 0.6, 0.01, 0.05
+WATCHED = WatchConfig()
+"""Limits that the watch has, too."""
+UNSCORED, FLAT, HACKED = 0.1, 0.6, 0.01
 """Shares from which on there is something to see."""
-LENGTH = 0.4
-"""Correlation of length and reward, within groups."""
-PAIRS = 200
-"""Responses that it takes."""
 FALL = 0.05
 """By how much a reward has fallen."""
 LEAST = 32
 """Responses, of a split or of a task, in a quarter from which on it counts."""
 LEVELS = ("bad", "warn", "note")
+TITLES: Mapping[str, str] = {
+    "failed": "calls fail",
+    "abstained": "it abstains",
+    "outside": "scores outside the range of its exam",
+    "flat": "groups without variance",
+    "saturated": "its values are all but the same",
+    "disagree": "another tool sees it otherwise",
+    "length": "length is paid",
+    "format": "formatting is paid",
+    "copied": "one response is paid for many prompts",
+    "canary": "a canary flipped",
+    "new_cluster": "new prompts",
+    "drift": "the data shift",
+}
+"""Of what was raised while it trained, by sign."""
+ACTIONS: Mapping[str, str] = {
+    "log": "",
+    "re_exam": " The tool was to be examined again.",
+    "quarantine": " The tool lost its say.",
+    "re_acquire": " A tool was to be looked for.",
+    "stop": " The run was stopped.",
+}
 
 
 def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -46,12 +69,20 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
                 event["why"],
                 tool=event["digest"],
             )
+    for raised in figures["raised"]:
+        about = ", ".join(one for one in (raised["tool"], raised["cluster"]) if one) or "the run"
+        say(
+            "bad" if raised["action"] in ("quarantine", "stop") else "warn",
+            f"Before step {raised['step']}, {about}: {TITLES[raised['sign']]}",
+            f"{raised['text']}.{ACTIONS[raised['action']]}",
+            **({"tool": raised["digest"]} if raised["digest"] else {}),
+        )
     for split, curves in figures["curves"].items():
         _of_curves(split, curves, say)
     for tool in figures["tools"]:
         _of_tool(tool, say)
     for task in figures["length"]["tasks"]:
-        if task["r"] is not None and abs(task["r"]) >= LENGTH and task["n"] >= PAIRS:
+        if task["r"] is not None and abs(task["r"]) >= WATCHED.length and task["n"] >= WATCHED.min_correlated:
             more = "longer" if task["r"] > 0 else "shorter"
             say(
                 "warn",
@@ -116,7 +147,7 @@ def _of_curves(split: str, curves: Mapping[str, Any], say: Any) -> None:
         if of_last is None or task["name"] is None:
             continue
         name = task["name"] + where
-        if of_last >= 0.97 or of_last <= 0.01:
+        if of_last >= 1 - WATCHED.saturated or of_last <= WATCHED.saturated:
             end = "1" if of_last > 0.5 else "0"
             text = f"the mean {since} is {of_last:.3f}. Is it learned, out of reach, or is the reward broken?"
             say("warn", f"{name}: rewards are all but {end}", text, task=task["name"])
@@ -135,7 +166,7 @@ def _mean(task: Mapping[str, Any], places: range) -> float | None:
 def _of_tool(tool: Mapping[str, Any], say: Any) -> None:
     if use := tool["use"]:
         failed = use["outcomes"]["failed"] / max(1, use["sampled"])
-        if failed > FAILED and use["sampled"] >= LEAST:
+        if failed > WATCHED.failed and use["sampled"] >= LEAST:
             why = next((one["reason"] for one in use["reasons"] if one["outcome"] == "failed"), "")
             text = f"{failed:.0%} of its calls failed" + (f", most of them so: {why}" if why else ".")
             say("bad", f"{tool['name']}: calls fail", text, tool=tool["digest"])

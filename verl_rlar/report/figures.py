@@ -8,7 +8,8 @@
     flow         data source, kind of query, tools: responses and their mean
     tools        a page each, see `verl_rlar.report.tools`; sources, by the hash that a page names; tools_left_out
     events       what happened in the library
-    alarms       see `verl_rlar.report.alarms`
+    raised       alarms that were raised during the training, by `verl_rlar.watch`
+    alarms       these and what the whole run shows, see `verl_rlar.report.alarms`
     costs        seconds by tool
     length       length of responses, and what it pays
     repeated, doubted    signs of cheats
@@ -23,6 +24,7 @@ Not covered: tokens and money are not in the ledger.
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -31,21 +33,21 @@ from pathlib import Path
 from typing import Any
 
 from verl_rlar import __version__
+from verl_rlar.ledger import ALARM_COUNTS
 from verl_rlar.library import LibraryView
 from verl_rlar.report.alarms import alarms
-from verl_rlar.report.reading import Group, Reading, correlation, cut, opened, parts_of, rounded
+from verl_rlar.report.reading import Group, Reading, cut, opened, parts_of, rounded
 from verl_rlar.report.samples import GROUPS, samples
 from verl_rlar.report.tools import Uses, book, changes, is_gate, shadowed, specs_of
+from verl_rlar.signs import DISAGREE, PAID, correlation
 
 SERIES = 16
 """Most tasks, and most routes, with a curve of their own."""
 OTHERS = "(others)"
-DISAGREE = 0.5
-"""By how much the values of two tools for one response differ."""
-PAID = 0.8
-"""Value from which on a response counts as paid."""
 PROMPTS = 4
 """Prompts for which one response was paid, from which on it is a sign."""
+RAISED = 200
+"""Most alarms of the training that are shown."""
 QUOTING = frozenset({"prompt", "reference", "response", "reason"})
 """Names of values that are, or may quote, texts."""
 MEASURED = 600
@@ -87,6 +89,7 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
             "tools_left_out": max(0, len({*specs, *seen.uses.of}) - len(pages)),
             "sources": sources if texts else {},
             "events": changes(library),
+            "raised": _raised(reading),
             "costs": _costs(pages),
             "length": _length(reading) if texts else {"tasks": [], "points": []},
             "repeated": seen.repeated_texts(reading) if texts else [],
@@ -185,6 +188,20 @@ def _against_shadows(reading: Reading, groups: list[Group]) -> dict[Group, float
             if row["value"] is not None and theirs is not None and abs(row["value"] - theirs) >= DISAGREE:
                 found[group] = max(found.get(group, 0.0), abs(row["value"] - theirs))
     return found
+
+
+def _raised(reading: Reading) -> list[dict[str, Any]]:
+    """The latest alarms of the training, the newest first."""
+    sql = (
+        f"SELECT step, sign, digest, cluster, tool, action, text, figures, examples FROM alarms WHERE {ALARM_COUNTS} "
+        "GROUP BY step, sign, digest, cluster HAVING attempt = MAX(attempt) ORDER BY step DESC, sign LIMIT ?"
+    )
+    return [
+        {name: row[name] for name in ("step", "sign", "digest", "action")}
+        | {"tool": cut(row["tool"], 120), "cluster": cut(row["cluster"], 120), "text": cut(row["text"], 600)}
+        | {"figures": json.loads(row["figures"]), "examples": json.loads(row["examples"])}
+        for row in reading.db.execute(sql, (RAISED,))
+    ]
 
 
 # --- All rows ---------------------------------------------------------------------------------------------------------

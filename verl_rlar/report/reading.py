@@ -206,15 +206,3 @@ def parts_of(row: sqlite3.Row) -> list[dict[str, Any]]:
         return [part for part in json.loads(row["parts"]) if isinstance(part, dict)]
     except ValueError:
         return []
-
-
-def correlation(pairs: Iterable[tuple[float, float]]) -> tuple[float | None, int]:
-    """Pearson's correlation, and of how many pairs; None where one side does not vary."""
-    pairs = list(pairs)
-    if len(pairs) < 3:
-        return None, len(pairs)
-    mean_x, mean_y = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    xx = sum((x - mean_x) ** 2 for x, _ in pairs)
-    yy = sum((y - mean_y) ** 2 for _, y in pairs)
-    xy = sum((x - mean_x) * (y - mean_y) for x, y in pairs)
-    return (xy / (xx * yy) ** 0.5 if xx > 1e-12 and yy > 1e-12 else None), len(pairs)
