@@ -457,7 +457,8 @@ async def test_a_tool_that_is_asked_for_is_looked_for_at_once_also_where_one_fit
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     acquirer = make_acquirer(tmp_path, window=100)
-    acquirer.saw(asked_row(Kind.OPEN, True, "How is it?"))
+    acquirer.saw(asked_row(Kind.OPEN, True, "How is it?", "open#2"))
+    acquirer.saw(asked_row(Kind.OPEN, True, "And else?", "open#3"))
     acquirer.begin_step(1)
     assert started(tmp_path) == [], "the window is not full, and a tool fits"
     acquirer.ask(Kind.OPEN, "open#2", "new prompts")
@@ -465,7 +466,7 @@ async def test_a_tool_that_is_asked_for_is_looked_for_at_once_also_where_one_fit
     await finished(acquirer)
     (order,) = started(tmp_path)
     assert [query["messages"][0]["content"] for query in order["gap"]["queries"]] == ["How is it?"]
-    assert "open queries open#2: new prompts: the scout looks for one" in caplog.text
+    assert "50 % of the responses are to open queries (open#2) without a competent tool: new prompts;" in caplog.text
     acquirer.begin_step(3)
     assert len(started(tmp_path)) == 1, "once"
 
