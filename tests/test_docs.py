@@ -188,6 +188,7 @@ def test_every_line_of_rlar_in_docs_readme_and_help_is_one_that_it_understands()
             name, command, words = command.resolve_command(context, words)
 
 
+@pytest.mark.slow
 def test_every_training_command_composes_and_passes_the_checks() -> None:
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     from hydra import compose, initialize_config_module
@@ -296,6 +297,8 @@ def test_it_builds_without_a_warning_and_holds_the_generated_pages(site: Path) -
     assert all(f"<code>{key}</code>" in settings for _, key, _ in keys())
     assert "verl_rlar.dispatcher.Dispatcher" in (site / "api.html").read_text()
     assert "{{" not in (site / "index.html").read_text()
+    tools = (site / "tools.html").read_text()
+    assert "needs: docker</span>" in tools and ">my_rewards.py</span>" in tools
 
 
 @pytest.mark.slow
