@@ -310,6 +310,18 @@ def test_a_built_page_fetches_nothing_from_elsewhere(site: Path) -> None:
         assert [link for link in links if re.match(r"(?:https?:)?//", link)] == [], page.name
 
 
+def test_a_message_that_is_quoted_by_its_symptom_is_one_of_ours() -> None:
+    source = "".join(path.read_text() for path in sorted((ROOT / "verl_rlar").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    cells = re.findall(r"^\| ([^|]+) \|", (PAGES / "troubleshooting.md").read_text(), re.MULTILINE)
+    quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell) if quote.count(" ") >= 2]
+    assert len(quotes) > 10
+    for quote in quotes:
+        parts = re.split(r"\b(?:[A-Z]|FILE)\b|\.\.\.|==0\.9\.1|rlar\.scoring\.timeout|timeout_s", quote)
+        missing = [part for part in map(str.strip, parts) if len(part) > 5 and part not in source]
+        assert missing == [], quote
+
+
 def test_pictures_are_small_and_each_is_shown() -> None:
     pictures = [path for path in (PAGES / "images").iterdir() if path.suffix != ".svg"]
     assert sum(path.stat().st_size for path in pictures) < 300_000
