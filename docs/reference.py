@@ -178,9 +178,15 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+MARKED = re.compile(r"^<!-- (file|needs): (.+?) -->\n(?:<!-- .+? -->\n)*```(\w+)$", re.MULTILINE)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """For MkDocs: fills in the supported versions."""
-    return markdown.replace("{{ supported versions }}", supported())
+    """For MkDocs: fills in the supported versions, and shows which file a fence is, or what its commands need."""
+    titled = MARKED.sub(
+        lambda match: f'```{match[3]} title="{match[2] if match[1] == "file" else f"needs: {match[2]}"}"', markdown
+    )
+    return titled.replace("{{ supported versions }}", supported())
 
 
 if __name__ == "__main__":

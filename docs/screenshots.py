@@ -5,7 +5,7 @@
     python docs/screenshots.py runs/quickstart-tiny
 
 Needs Playwright and Pillow (extra `dev`), and a Chromium in PATH or named by ``RLAR_TEST_CHROMIUM``. What is shown is
-the report of that run as `rlar report` makes it, nothing else.
+the report of that run as `rlar report` makes it; only the path in its header is cut to the part that was given here.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def main() -> int:
             page = context.new_page()
             page.goto(report.as_uri())
             page.wait_for_selector("html[data-ready]", state="attached")
+            page.evaluate("path => { document.querySelector('header.top .place').textContent = path }", arguments.run)
             shot = picture(page, section)
             file = arguments.out / f"{name}.webp"
             Image.open(io.BytesIO(shot)).convert("RGB").save(file, quality=QUALITY, method=6)

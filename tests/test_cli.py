@@ -523,6 +523,18 @@ def test_a_module_of_the_users_own_is_found_in_the_working_directory(tmp_path: P
     assert json.loads(ran.stdout)["value"] == 1.0
 
 
+def test_a_report_is_opened_in_the_users_browser(tmp_path: Path) -> None:
+    from report_runs import make_run
+
+    run = make_run(tmp_path / "run", steps=2)
+    (tmp_path / "browser").write_text(f'#!/bin/sh\necho "$1" > {tmp_path}/opened\n')
+    (tmp_path / "browser").chmod(0o755)
+    command = [sys.executable, "-m", "verl_rlar", "report", str(run), "--open", "-o", str(tmp_path / "run.html")]
+    shown = os.environ | {"BROWSER": f"{tmp_path}/browser %s"}
+    subprocess.run(command, env=shown, check=True, capture_output=True, timeout=120)
+    assert (tmp_path / "opened").read_text().strip() == (tmp_path / "run.html").as_uri()
+
+
 # bench
 
 

@@ -188,6 +188,7 @@ def test_every_line_of_rlar_in_docs_readme_and_help_is_one_that_it_understands()
             name, command, words = command.resolve_command(context, words)
 
 
+@pytest.mark.slow
 def test_every_training_command_composes_and_passes_the_checks() -> None:
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     from hydra import compose, initialize_config_module
@@ -296,6 +297,8 @@ def test_it_builds_without_a_warning_and_holds_the_generated_pages(site: Path) -
     assert all(f"<code>{key}</code>" in settings for _, key, _ in keys())
     assert "verl_rlar.dispatcher.Dispatcher" in (site / "api.html").read_text()
     assert "{{" not in (site / "index.html").read_text()
+    tools = (site / "tools.html").read_text()
+    assert "needs: docker</span>" in tools and ">my_rewards.py</span>" in tools
 
 
 @pytest.mark.slow
@@ -305,6 +308,18 @@ def test_a_built_page_fetches_nothing_from_elsewhere(site: Path) -> None:
         links = re.findall(r"<(?:script|img|iframe|source)[^>]*\bsrc=\"?([^\">\s]+)", text)
         links += re.findall(r"<link[^>]*rel=\"?(?:stylesheet|preload|preconnect)[^>]*href=\"?([^\">\s]+)", text)
         assert [link for link in links if re.match(r"(?:https?:)?//", link)] == [], page.name
+
+
+def test_a_message_that_is_quoted_by_its_symptom_is_one_of_ours() -> None:
+    source = "".join(path.read_text() for path in sorted((ROOT / "verl_rlar").rglob("*.py")))
+    source = re.sub(r'"\s*\n\s*f?"', "", source)
+    cells = re.findall(r"^\| ([^|]+) \|", (PAGES / "troubleshooting.md").read_text(), re.MULTILINE)
+    quotes = [quote for cell in cells for quote in re.findall(r"`([^`]+)`", cell) if quote.count(" ") >= 2]
+    assert len(quotes) > 10
+    for quote in quotes:
+        parts = re.split(r"\b(?:[A-Z]|FILE)\b|\.\.\.|==0\.9\.1|rlar\.scoring\.timeout|timeout_s", quote)
+        missing = [part for part in map(str.strip, parts) if len(part) > 5 and part not in source]
+        assert missing == [], quote
 
 
 def test_pictures_are_small_and_each_is_shown() -> None:

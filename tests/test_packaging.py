@@ -86,7 +86,7 @@ def test_the_version_stands_in_one_place_and_the_citation_has_it(wheel: Path) ->
     assert wheel.name.startswith(f"verl_rlar-{__version__}-")
     assert re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)[1] == __version__
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
-    assert 'version = "' not in (ROOT / "pyproject.toml").read_text()
+    assert '\nversion = "' not in (ROOT / "pyproject.toml").read_text()
 
 
 def test_a_users_mypy_sees_the_types(wheel: Path, tmp_path: Path) -> None:

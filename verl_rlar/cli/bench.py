@@ -6,14 +6,15 @@ This is the part of them that a machine of one's own needs: it comes with the wh
 goals, so it never fails for being slow.
 
 Guarantees: everything is the real thing, as in training: `Dispatcher`, worker processes, boxes, served models, and the
-ledger on the disk of the run; nothing stays behind. The first answer of each tool, which waits for processes, boxes or
-servers to start, is shown apart and counted nowhere else.
+ledger on the disk of the run; nothing stays behind. The first answers of each tool, which wait for processes, boxes or
+servers to start, are shown apart and counted nowhere else.
 
 Not covered: verl and Ray between the rollout and the reward; several nodes; other work on the machine meanwhile.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 import sys
@@ -80,9 +81,10 @@ def bench_command(
     """Time the rewards on this machine: routing, every tool that your responses need, and the ledger.
 
     \b
-    Prints for each tool: the seconds until its first answer (worker processes, boxes or servers start), then responses
-    per second with as many at a time as rlar.rules.processes, and a call's median and 95th percentile. `route` is the
-    decision for a prompt that was never seen, `ledger` a row written to the disk of rlar.run_dir.
+    Prints for each tool: the seconds of its first answers (worker processes, boxes or servers start), then responses
+    per second with as many calls at a time as it has processes, boxes or batches for, and a call's median and 95th
+    percentile. `route` is the decision for a prompt that was never seen, `ledger` a row written to the disk of
+    rlar.run_dir.
     With --in, the verifiers and reward models that are live in that library are timed, too.
     Exit code: 1 if a tool failed, or a line cannot be read; being slow is no failure.
 
@@ -104,7 +106,7 @@ class Timed:
     """``route``, ``ledger``, or the tools of a route, joined by ``+``."""
     calls: int
     first_s: float | None
-    """Seconds until the first answer; None: nothing has to start."""
+    """Seconds of the first round of calls, as many as are made at a time; None: nothing has to start."""
     per_s: float
     p50_ms: float
     p95_ms: float
@@ -183,8 +185,9 @@ async def _timed(
         yield _of("route", list(firsts.values()), sum(firsts.values()))
         scored: list[tuple[Sample, Route, Score]] = []
         for name, work in by_tools.items():
+            at_once = _at_once(work[0][1], dispatcher)
             began = time.perf_counter()
-            await dispatcher.score(*work[0])
+            await asyncio.gather(*(dispatcher.score(*item) for item in islice(cycle(work), at_once)))
             first_s = time.perf_counter() - began
             kept: list[tuple[Sample, Route, Score]] = []
 
@@ -192,7 +195,7 @@ async def _timed(
                 return (*item, await dispatcher.score(*item))
 
             began = time.perf_counter()
-            many = in_order(score, in_background(islice(cycle(work), calls)), at_once=_at_once(work[0][1], dispatcher))
+            many = in_order(score, in_background(islice(cycle(work), calls)), at_once=at_once)
             async for done in many:
                 kept.append(done)
                 on_progress(name, len(kept), calls)
