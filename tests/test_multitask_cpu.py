@@ -25,6 +25,7 @@ sys.path.insert(0, str(RECIPE))
 tasks = importlib.import_module("tasks")
 arms = importlib.import_module("arms")
 graders = importlib.import_module("graders")
+experiment = importlib.import_module("experiment")
 TOOL_OF = {
     "constraints": "instruction_constraints",
     "translation": "translation",
@@ -87,14 +88,15 @@ def test_constraints_are_graded_by_the_share_that_is_met() -> None:
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)
-def test_every_arm_is_a_configuration_that_verl_takes(arm: str) -> None:
+def test_every_arm_is_a_configuration_that_verl_takes(arm: str, tmp_path: Path) -> None:
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     from hydra import compose, initialize_config_module
 
     from verl_rlar.plugin import check
 
-    switches, overrides = arms.settings(arm)
+    switches, overrides = experiment.verls(experiment.QUICK, arm, 1, tmp_path, tmp_path / "model", begun=False)
     with initialize_config_module("verl.trainer.config", version_base=None):
+        overrides = [one for one in overrides if not one.startswith("hydra.")]
         config = compose("ppo_trainer", overrides=[*switches, *overrides])
     if arm in ("rlar", "static"):
         assert check(config).routing.routes.keys() == ({"static"} if arm == "static" else set())

@@ -34,7 +34,13 @@ def dry(*arguments: str) -> dict[str, Any]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "placement"), [("qwen3-8b", "standalone"), ("llama-3.1-8b", "colocated")])
 def test_a_dry_run_composes_routes_and_estimates(model: str, placement: str, tmp_path: Path) -> None:
-    found = dry("--model", model, "--placement", placement, "--nodes", "2", "--data", str(tmp_path))
+    library = []
+    if placement == "colocated":  # with a reward model that passed its exam
+        from test_train_models import make_live
+
+        make_live(tmp_path, "c" * 40)
+        library = ["--library", str(tmp_path / "library")]
+    found = dry("--model", model, "--placement", placement, "--nodes", "2", "--data", str(tmp_path), *library)
     assert found["ok"]
     tools = {name: set(route["tools"]) for name, route in found["routes"].items()}
     assert tools == {
@@ -42,7 +48,7 @@ def test_a_dry_run_composes_routes_and_estimates(model: str, placement: str, tmp
         "math": {"final_answer"},
         "leetcode": {"unit_tests"},
         "flores": {"translation"},
-        "ultrachat": {"-"},
+        "ultrachat": {"chat_reward" if library else "-"},
     }
     assert any(line.startswith("data: ") for line in found["missing"])
     assert 16 * 8e9 / 16 / 2**30 < found["estimate"]["peak"] < 80

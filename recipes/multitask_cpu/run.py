@@ -30,7 +30,6 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +39,8 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart")]
 
-from arms import ARMS, available, settings  # noqa: E402
+from arms import ARMS, available  # noqa: E402
+from experiment import FULL, QUICK, Size, verls  # noqa: E402
 from graders import grade, indicators  # noqa: E402
 from tasks import FAMILIES, Row, rows  # noqa: E402
 
@@ -48,59 +48,6 @@ RUNS = HERE.parent.parent / "runs"
 DONE, SETTINGS = "result.json", "settings.json"
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 95 %, two-sided, by degrees of freedom."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    """How large it is."""
-
-    model: str
-    steps: int
-    batches: int
-    """Different batches; more steps go over them again."""
-    per_family: int
-    held_out: int
-    """Prompts of each family that are graded."""
-    answers: int
-    """Answers to each of them."""
-    tokens: int
-    overrides: tuple[str, ...]
-
-
-FULL = Size(
-    model="smollm2",
-    steps=48,
-    batches=24,
-    per_family=2,
-    held_out=24,
-    answers=2,
-    tokens=48,
-    overrides=(
-        "data.max_prompt_length=128",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
-        "actor_rollout_ref.actor.optim.lr=4e-5",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
-        "actor_rollout_ref.rollout.n=6",
-        "actor_rollout_ref.rollout.max_model_len=256",
-    ),
-)
-QUICK = Size(
-    model="tiny",
-    steps=4,
-    batches=2,
-    per_family=1,
-    held_out=2,
-    answers=2,
-    tokens=16,
-    overrides=(
-        "data.max_prompt_length=320",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.actor.optim.lr=1e-3",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.max_model_len=512",
-    ),
-)
 
 
 def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> dict[str, Any]:
@@ -116,31 +63,10 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     for name, split in (("train", train), ("test", test)):
         pandas.DataFrame(split).to_parquet(folder / f"{name}.parquet")
     build = {"tiny": models.build_tiny, "smollm2": models.build_smollm2}[size.model]
-    prompts = size.per_family * len(FAMILIES)
-    switches, of_arm = settings(arm)
     begun = quickstart.checkpoint(folder) is not None
-    overrides = [
-        *quickstart.SHARED,
-        *size.overrides,
-        *(quickstart.BF16 if size is FULL and training.computes_in_bf16() else ()),
-        *of_arm,
-        f"data.train_batch_size={prompts}",
-        f"data.max_response_length={size.tokens}",
-        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
-        f"actor_rollout_ref.rollout.val_kwargs.n={size.answers}",
-        f"+actor_rollout_ref.rollout.seed={seed}",
-        f"actor_rollout_ref.model.path={build(RUNS / 'models' / size.model)}",
-        f"data.train_files={folder}/train.parquet",
-        f"data.val_files={folder}/test.parquet",
-        f"trainer.default_local_dir={folder}",
-        f"trainer.validation_data_dir={folder}/answers",
-        f"trainer.total_training_steps={size.steps}",
-        f"trainer.resume_mode={'auto' if begun else 'disable'}",
-        f"trainer.val_before_train={not begun}",
-        f"trainer.test_freq={size.steps}",
-        f"trainer.save_freq={max(1, size.steps // 4)}",
-        f"hydra.run.dir={folder}/hydra",
-    ]
+    switches, overrides = verls(size, arm, seed, folder, build(RUNS / "models" / size.model), begun=begun)
+    if size.model == "smollm2" and training.computes_in_bf16():
+        overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
     result = {"arm": arm, "seed": seed, **graded(folder, test, size.steps), **costs(folder)}
     (folder / DONE).write_text(json.dumps(result))

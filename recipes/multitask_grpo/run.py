@@ -82,18 +82,23 @@ def compose(choices: Choices, extra: list[str]) -> Any:
 
 async def route(rows: dict[str, list[Row]], config: Any) -> dict[str, Routed]:
     """Routes rows by the run's settings and, if it names one, its library."""
+    from verl_rlar.cli.score import live_tools
+    from verl_rlar.competence import NOTHING
     from verl_rlar.dispatcher import Dispatcher
-    from verl_rlar.library import LibraryView
     from verl_rlar.plugin import check
     from verl_rlar.rows import query_of
+    from verl_rlar.trusted import trusted_snapshot
+    from verl_rlar.types import Snapshot
 
     settings = check(config)
-    snapshot = None
+    tools, sources, known = {tool.name: tool for tool in trusted_snapshot(settings).tools}, {}, NOTHING
     if settings.library.path and Path(settings.library.path).is_dir():
-        snapshot = LibraryView(Path(settings.library.path)).latest()
+        live, sources, known = live_tools(settings.library.path, None, settings)
+        tools |= {tool.name: tool for tool in live.tools}
+    snapshot = Snapshot(tools=tuple(tools.values()))
     domains = {source.name: source.domain for source in SOURCES}
     found = {}
-    async with Dispatcher(settings, snapshot) as dispatcher:
+    async with Dispatcher(settings, snapshot, sources, known) as dispatcher:
         for name, listed in rows.items():
             routes = [await dispatcher.route(query_of(one)) for one in listed]
             found[name] = Routed(

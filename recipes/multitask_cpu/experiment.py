@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How large the experiment is, and verl's settings for one arm with one seed. All arms differ in their reward alone."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from arms import settings
+from tasks import FAMILIES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
+
+from quickstart import SHARED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How large it is."""
+
+    model: str
+    steps: int
+    batches: int
+    """Different batches; more steps go over them again."""
+    per_family: int
+    held_out: int
+    """Prompts of each family that are graded."""
+    answers: int
+    """Answers to each of them."""
+    tokens: int
+    overrides: tuple[str, ...]
+
+
+FULL = Size(
+    model="smollm2",
+    steps=48,
+    batches=24,
+    per_family=2,
+    held_out=24,
+    answers=2,
+    tokens=48,
+    overrides=(
+        "data.max_prompt_length=128",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.actor.optim.lr=4e-5",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.rollout.n=6",
+        "actor_rollout_ref.rollout.max_model_len=256",
+    ),
+)
+QUICK = Size(
+    model="tiny",
+    steps=4,
+    batches=2,
+    per_family=1,
+    held_out=2,
+    answers=2,
+    tokens=16,
+    overrides=(
+        "data.max_prompt_length=320",
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.actor.optim.lr=1e-3",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
+        "actor_rollout_ref.rollout.n=4",
+        "actor_rollout_ref.rollout.max_model_len=512",
+    ),
+)
+
+
+def verls(
+    size: Size, arm: str, seed: int, folder: Path, model: Path, *, begun: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """What is switched on of ours, and the overrides of verl's configuration.
+
+    Args:
+        size: How large it is.
+        arm: One of `arms.ARMS`.
+        seed: Of the rollout; the data in the folder are of that seed, too.
+        folder: The run folder.
+        model: Folder of the policy.
+        begun: Whether the run goes on from a checkpoint.
+    """
+    prompts = size.per_family * len(FAMILIES)
+    switches, of_arm = settings(arm)
+    return switches, [
+        *SHARED,
+        *size.overrides,
+        *of_arm,
+        f"data.train_batch_size={prompts}",
+        f"data.max_response_length={size.tokens}",
+        f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.rollout.val_kwargs.n={size.answers}",
+        f"actor_rollout_ref.rollout.seed={seed}",
+        f"actor_rollout_ref.model.path={model}",
+        f"data.train_files={folder}/train.parquet",
+        f"data.val_files={folder}/test.parquet",
+        f"trainer.default_local_dir={folder}",
+        f"trainer.validation_data_dir={folder}/answers",
+        f"trainer.total_training_steps={size.steps}",
+        f"trainer.resume_mode={'auto' if begun else 'disable'}",
+        f"trainer.val_before_train={not begun}",
+        f"trainer.test_freq={size.steps}",
+        f"trainer.save_freq={max(1, size.steps // 4)}",
+        f"hydra.run.dir={folder}/hydra",
+    ]
