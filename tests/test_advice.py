@@ -83,7 +83,11 @@ def test_what_is_known_of_tools_stays_when_advice_comes(tmp_path: Path) -> None:
     advice = Advice()
     advice.add([ruling(B)], 3)
     asked: list[str] = []
-    store = Store(lambda digest: asked.append(digest), (), tmp_path, advice.of)  # type: ignore[func-returns-value]
+
+    def card(digest: str) -> None:
+        asked.append(digest)
+
+    store = Store(card, (), tmp_path, rulings=advice.of)
     assert store.of(SNAPSHOT) == NOTHING
     count = len(asked)
     assert store.of(advice.on(SNAPSHOT, 3)).rulings == (ruling(B),)
