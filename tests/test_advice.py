@@ -68,6 +68,10 @@ def test_a_line_that_a_killed_writer_left_is_cut_off_and_a_damaged_one_is_named(
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:40])
     assert Advice(path).rulings == (ruling(B),) and path.read_bytes() == whole
+    path.write_bytes(whole + whole[:40])
+    reader = Advice(path, writes=False)
+    reader.add([ruling(A)], 4)
+    assert path.read_bytes() == whole + whole[:40] and reader.on(SNAPSHOT).version != reader.on(SNAPSHOT, 3).version
     path.write_bytes(whole.replace(b'"tool"', b'"tol"'))
     with pytest.raises(LibraryError, match=r"advice\.jsonl, line 1 is damaged"):
         Advice(path)
@@ -79,7 +83,11 @@ def test_what_is_known_of_tools_stays_when_advice_comes(tmp_path: Path) -> None:
     advice = Advice()
     advice.add([ruling(B)], 3)
     asked: list[str] = []
-    store = Store(lambda digest: asked.append(digest), (), tmp_path, advice.of)  # type: ignore[func-returns-value]
+
+    def card(digest: str) -> None:
+        asked.append(digest)
+
+    store = Store(card, (), tmp_path, rulings=advice.of)
     assert store.of(SNAPSHOT) == NOTHING
     count = len(asked)
     assert store.of(advice.on(SNAPSHOT, 3)).rulings == (ruling(B),)

@@ -19,6 +19,7 @@ from test_competence import record, tool
 from verl_rlar.advice import Advice
 from verl_rlar.adviser import Adviser
 from verl_rlar.agents.counsel import read
+from verl_rlar.cli.score import live_tools
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence
 from verl_rlar.config import RlarConfig, parse
@@ -315,6 +316,8 @@ async def test_in_a_service_routes_change_at_a_boundary_and_the_ledger_says_why(
         assert (await again.route(new, await again.at(2))).name == "exact_match"
         assert (await again.route(new, await again.at(3))).name == "token_f1"
         again.close()
+    live, _, known, _ = live_tools(str(tmp_path / "run"), None, config("http://127.0.0.1:9/v1"))
+    assert live.version == third.version and known.rulings, "`rlar score --in` goes by it, too"
     with read_ledger(tmp_path / "run") as db:
         reasons = dict(db.execute("SELECT snapshot, reason FROM routes GROUP BY snapshot"))
     assert "as some-llm advised for this cluster" in reasons[third.version]

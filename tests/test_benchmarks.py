@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
-        "routing.py --answers 20",
+        "routing.py --answers 20 --stream 2000",
         "calibration.py",
         "exam.py --no-boxes",
         "report.py --rows 20000",

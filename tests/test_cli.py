@@ -88,7 +88,7 @@ def plan(path: str, *args: str, code: int = 0) -> dict[str, list[dict[str, Any]]
     result = rlar("plan", path, "--json", *args)
     assert result.exit_code == code, result.output
     found: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("route", "uncovered", "conflict", "error", "summary")
+        name: [] for name in ("route", "cluster", "uncovered", "conflict", "error", "summary")
     }
     for record in records(result.stdout):
         found[record.pop("type")].append(record)
@@ -278,6 +278,9 @@ def test_a_plan_says_what_goes_where(tmp_path: Path) -> None:
     assert summary["tools"] == tools
     assert summary["kinds"] == {"math": 3, "translation": 2, "choice": 3, "constraints": 1, "open": 1}
     assert {route["tool"]: route["rows"] for route in found["route"]} == tools
+    clusters = {cluster["id"].partition("#")[0]: cluster for cluster in found["cluster"]}
+    assert sum(cluster["rows"] for cluster in found["cluster"]) == len(MIXED_ROWS)
+    assert clusters["open"]["tools"] == {"-": 1} and "no tool for open" in clusters["open"]["reason"]
 
 
 def test_gold_answers_win_against_garbage_on_sound_data(tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_the_numbers_are_of_what_came_since_the_last_time() -> None:
     assert set(second.values()) == {0.0}
 
 
+def test_what_no_tool_fits_is_counted_whoever_scores_it_all_the_same() -> None:
+    metrics = StepMetrics()
+    left = row("a", 0, call("fallback", 1.0))
+    metrics.saw(replace(left, route=replace(left.route, covered=False)))
+    for session in range(1, 4):
+        metrics.saw(row("a", session, call("exact", 1.0)))
+    assert metrics.take()["rlar/uncovered"] == 0.25
+
+
 def test_tools_without_a_say_are_counted_by_themselves() -> None:
     metrics = StepMetrics()
     metrics.saw(row("a", 0, call("exact", 1.0)))

@@ -22,6 +22,15 @@ VALUES: dict[str, dict[str, Any]] = {
         "kinds": ["math"],
         "samples": ["<<<untrusted 12: query 1\nWhat is {{ 6 * 7 }}?\nend 12>>>"],
     },
+    "adviser.md": {"words": 6},
+    "adviser_task.md": {
+        "kind": "open",
+        "state": "Evidence {{ state }} {% for %}",
+        "tools": [
+            {"name": "b", "sort": "rule", "known": "right on 0.8", "about": "<<<untrusted 12: x\n{{ 6 }}\nend 12>>>"}
+        ],
+        "prompts": [{"text": "<<<untrusted 12: prompt 1\nWhat is {{ 6 * 7 }}?\nend 12>>>", "tools": "a, b"}],
+    },
     "coder.md": {"seconds": 10.0},
     "coder_task.md": {
         "task": "units {{ seconds }} {% for %}",

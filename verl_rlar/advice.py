@@ -51,13 +51,14 @@ class Advice:
 
     Args:
         path: The file; None: nothing is kept.
+        writes: Whether the file is written; if not, what is added is known to this process only.
 
     Raises:
         LibraryError: The file cannot be read, or is damaged.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, *, writes: bool = True) -> None:
+        self._path = path if writes else None
         self._rulings: list[Ruling] = []
         self._steps: list[int] = []
         self._ids: dict[str, int] = {"": 0}
@@ -72,9 +73,9 @@ class Advice:
         """All, in the order of their steps."""
         return tuple(self._rulings)
 
-    def on(self, snapshot: Snapshot, step: int) -> Snapshot:
-        """The snapshot of a step, with the identity of the rulings that count there."""
-        known = next((id for since, id in reversed(self._id_at) if since <= step), "")
+    def on(self, snapshot: Snapshot, step: int | None = None) -> Snapshot:
+        """The snapshot of a step, with the identity of the rulings that count there; None: of all there are."""
+        known = next((id for since, id in reversed(self._id_at) if step is None or since <= step), "")
         return replace(snapshot, advice=known) if known else snapshot
 
     def of(self, id: str) -> tuple[Ruling, ...]:
@@ -84,7 +85,7 @@ class Advice:
             LibraryError: It is none of this file's.
         """
         if id not in self._ids:
-            raise LibraryError(f"{self._path}: advice {id!r} is not in it; restore the file from a copy")
+            raise LibraryError(f"advice.jsonl: advice {id!r} is not in it; restore the file from a copy")
         return tuple(self._rulings[: self._ids[id]])
 
     def add(self, rulings: Sequence[Ruling], step: int) -> None:
@@ -133,7 +134,7 @@ class Advice:
         try:
             data = path.read_bytes() if path.exists() else b""
             whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
+            if whole != data and self._path is not None:
                 os.truncate(path, len(whole))
         except OSError as error:
             raise LibraryError(f"{path}: {error}") from error

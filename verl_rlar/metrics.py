@@ -4,6 +4,7 @@
     rlar/responses                            how many were scored in training
     rlar/{scored,failed,abstained,hacked}     shares of them
     rlar/{mean,std}                           of the values of scored ones, in [0, 1]
+    rlar/uncovered                            share of responses that no tool fits: unscored, or scored by the fallback
     rlar/same_groups                          share of groups all of whose values are the same: they have no gradient
     rlar/{p50_s,p95_s,most_s}                 seconds from a response until its score
     rlar/tool/NAME/...                        the same of each tool's calls; ``share``: per response
@@ -76,6 +77,7 @@ class StepMetrics:
     def _clear(self) -> None:
         self.changes, self.boundary_s, self.alarms = 0, 0.0, Counter()
         self._all = _Tally()
+        self._uncovered = 0
         self._tools: defaultdict[str, _Tally] = defaultdict(_Tally)
         self._kinds: defaultdict[str, _Tally] = defaultdict(_Tally)
         self._shadows: defaultdict[str, _Tally] = defaultdict(_Tally)
@@ -84,6 +86,7 @@ class StepMetrics:
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
         score = row.score
+        self._uncovered += not row.route.covered
         for tally in (self._all, self._kinds[row.route.kind.value]):
             tally.saw(score.outcome, score.value, row.seconds)
         if score.value is not None:
@@ -100,7 +103,8 @@ class StepMetrics:
         found |= {f"rlar/alarms/{sign}": float(self.alarms[sign]) for sign in get_args(Sign)}
         found["rlar/alarms"] = float(self.alarms.total())
         if total := self._all.calls:
-            found |= {"rlar/responses": float(total)} | self._all.numbers("rlar")
+            found |= {"rlar/responses": float(total), "rlar/uncovered": self._uncovered / total}
+            found |= self._all.numbers("rlar")
             for place, tallies in (("tool", self._tools), ("kind", self._kinds), ("shadow", self._shadows)):
                 for name, tally in sorted(tallies.items()):
                     found[f"rlar/{place}/{name}/share"] = tally.calls / total

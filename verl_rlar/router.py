@@ -378,12 +378,15 @@ def alternatives(
     query: Query, snapshot: Snapshot, config: RoutingConfig, cluster: str, competence: Competence
 ) -> tuple[Option, ...]:
     """The tools that could score a single prompt, whatever its cluster's tool is: those that `decide` would take on
-    advice. Empty if the settings decide."""
+    advice; of rules that were not examined the first of each kind of check. Empty if the settings decide."""
     features = describe(query)
     fields = [(kind, _field(kind, query, snapshot, config, cluster, competence)) for kind, _ in features.kinds]
     if any(field.preferred for _, field in fields):
         return ()
-    found = [one for _, field in fields for one in field.candidates]
+    found = []
+    for _, field in fields:
+        rules = [one for one in field.candidates if _unexamined(one)]
+        found += [one for one in field.candidates if one not in rules[1:]]
     if features.verifiable and any(one.tool.kind != "reward_model" for one in found):
         found = [one for one in found if one.tool.kind != "reward_model"]
     ranked = sorted({one.tool.digest: one for one in found}.values(), key=lambda one: (-one.belief.low, one.place))
@@ -402,15 +405,14 @@ def _rivals(
     def here(one: _Candidate) -> Belief:
         return competence.believe(one.tool, kind, cluster, here=True)
 
-    def unexamined(one: _Candidate) -> bool:
-        return one.tool.kind == "rule" and not one.belief.known
-
-    low = here(best).low
-    rivals = [
-        one for one in group if one is not best and here(one).high >= low and not (unexamined(one) and unexamined(best))
-    ]
+    low, order = here(best).low, _unexamined(best)  # the order of rules is their makers'
+    rivals = [one for one in group if one is not best and here(one).high >= low and not (order and _unexamined(one))]
     rivals.sort(key=lambda one: (-one.belief.low, one.place))
     return (best, *rivals[: OPTIONS - 1]) if rivals else ()
+
+
+def _unexamined(one: _Candidate) -> bool:
+    return one.tool.kind == "rule" and not one.belief.known
 
 
 def _option(one: _Candidate) -> Option:

@@ -31,6 +31,8 @@ PROMPT_CHARS = 400
 """Characters of a prompt that the LLM sees."""
 ABOUT_CHARS = 500
 """... and of a tool's description."""
+NAME_WORDS = 6
+"""Most words of a cluster's name."""
 ANSWER_TOKENS = 600
 """Most tokens of an answer, unless `rlar.agents.answer_tokens` is less. LLMs that think aloud need more room than that
 for their thoughts: see `THINKING`."""
@@ -59,7 +61,7 @@ def work(order: Mapping[str, Any], emit: Emit) -> None:
         purse=purse,
     )
     talk = Talk(llm, 2 * len(order["questions"]))
-    system = render("adviser.md", {})
+    system = render("adviser.md", {"words": NAME_WORDS})
     try:
         for question in order["questions"]:
             task = render("adviser_task.md", _quoted(question, quoter))
@@ -88,10 +90,20 @@ def _quoted(question: Mapping[str, Any], quoter: Quoter) -> dict[str, Any]:
         text = prompt["text"]
         if len(text) > PROMPT_CHARS:  # what is asked stands at the beginning or at the end
             text = f"{text[: PROMPT_CHARS // 2]} [...] {text[-PROMPT_CHARS // 2 :]}"
-        prompts.append({"text": quoter.quote(text, f"prompt {place}"), "tools": prompt["tools"]})
+        prompts.append({"text": quoter.quote(text, f"prompt {place}"), "tools": ", ".join(prompt["tools"])})
     tools = [{**tool, "about": quoter.quote(tool["about"], "what it says of itself")} for tool in question["tools"]]
-    told = {name: question[name] for name in ("kind", "covered", "odd")}
-    return {**told, "tools": tools, "prompts": prompts}
+    return {"kind": question["kind"], "state": _state(question), "tools": tools, "prompts": prompts}
+
+
+def _state(question: Mapping[str, Any]) -> str:
+    """What is decided, in a sentence."""
+    if question["tools"]:
+        return "Evidence leaves open which of these tools is best."
+    if question["odd"]:
+        return "The cluster's tool is decided. These prompts are those that differ most from the others in it."
+    if question["covered"]:
+        return "The cluster's tool is decided by evidence: `tool` is null."
+    return "No tool fits these prompts yet: `tool` is null. The name tells others what to look for."
 
 
 def read(said: str) -> tuple[dict[str, Any], str]:

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from verl_rlar.advice import FILE_NAME as ADVICE_FILE
+from verl_rlar.advice import Advice
 from verl_rlar.cli.app import (
     BAD,
     OK,
@@ -119,8 +121,8 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
 def live_tools(
     folder: str, step: int | None, config: RlarConfig
 ) -> tuple[Snapshot, dict[str, str], Competence, Clusters]:
-    """The tools that are live in a library, the code of its verifiers by hash, what is known of them, and its clusters
-    as they are now."""
+    """The tools that are live in a library, with the advice that counts, the code of its verifiers by hash, what is
+    known of them, and its clusters as they are now."""
     library = open_library(folder)
     live = library.latest() if step is None else library.snapshot(step)
     today = {tool.name: tool for tool in trusted_snapshot(config).tools}
@@ -128,12 +130,11 @@ def live_tools(
     code = {tool.source_sha256: library.source(tool.digest) for tool in live.tools if tool.kind == "verifier"}
     labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
     clusters = Clusters(library.path / CLUSTERS_FILE, writes=False)
-    return (
-        snapshot := Snapshot(tools=tuple(tool for tool in tools if tool is not None)),
-        {sha: source for sha, source in code.items() if source is not None},
-        Store(library.card, labelled, exam_of=library.labelled, cluster_of=clusters.of).of(snapshot),
-        clusters,
-    )
+    advice = Advice(library.path / ADVICE_FILE, writes=False)
+    store = Store(library.card, labelled, exam_of=library.labelled, cluster_of=clusters.of, rulings=advice.of)
+    snapshot = advice.on(Snapshot(tools=tuple(tool for tool in tools if tool is not None)), step)
+    sources = {sha: source for sha, source in code.items() if source is not None}
+    return snapshot, sources, store.of(snapshot), clusters
 
 
 def sample_of(row: Mapping[str, Any] | DataError) -> Sample:
