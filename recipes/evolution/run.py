@@ -46,6 +46,7 @@ from rich.progress import Progress
 from rich.table import Table
 from stream import Stream, Task, Visit, tasks
 
+from verl_rlar.agents.purse import Purse
 from verl_rlar.clusters import Clusters
 from verl_rlar.config import RlarConfig, WatchConfig, parse
 from verl_rlar.exam.subject import verifier
@@ -371,7 +372,8 @@ async def measured(phase: int, prompts: int, streams: int, folder: Path, console
     coder = growing.coder
     assert coder is not None
     events = LibraryView(folder / "growing" / FOLDER_NAME).events
-    tokens = sum(1 for file in (folder / "growing").glob("agents/*") if file.is_file())
+    agents = folder / "growing" / "agents"  # where those who ask an LLM keep their account
+    tokens = Purse(agents, "", settings(folder).agents).spent().tokens if agents.exists() else 0
     acquired: dict[str, Any] = {}
     for task, shift in zip(found[1:], stream.shifts, strict=True):
         tries = [one for one in coder.tries if one.kind is task.kind]
