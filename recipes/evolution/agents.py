@@ -69,7 +69,7 @@ class ScriptedCoder:
     def ask(self, kind: Kind, cluster: str, why: str) -> None:
         self._wanted.setdefault(kind, True)
 
-    def begin_step(self, step: int) -> None:
+    def begin_step(self, step: int, *_: object) -> None:
         for kind, count in Counter(self._seen).items():
             if kind is not None and count >= SHARE * WINDOW:
                 self._wanted.setdefault(kind, False)
