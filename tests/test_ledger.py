@@ -238,8 +238,10 @@ def test_who_watches_the_tools_gets_this_starts_training_rows_from_a_step_on(tmp
             ledger.add_shadows([ShadowRow(uid=f"g{step}", session=0, step=step, score=tool_score())])
             ledger.add_canaries([CanaryRow(canary="c", step=step, score=tool_score())])
         key = make_query().key
+        ledger.add_route(make_query(), replace(ROUTE, cluster="short_text#3", covered=False))
+        rest = (key, 1.0, "[]", "short_text", 0, "short_text#3", make_row().sample.response)
         assert ledger.watched_since(4) == (
-            [(4, "g4", 0, key, 1.0, "[]"), (5, "g5", 0, key, 1.0, "[]")],
+            [(4, "g4", 0, *rest), (5, "g5", 0, *rest)],
             [(step, f"g{step}", 0, "d" * 16, "scored", 2.5, 0.25) for step in (4, 5)],
             [(step, "d" * 16, "c", "scored", 0.25) for step in (4, 5)],
         )
@@ -439,12 +441,36 @@ def test_a_file_of_version_2_is_brought_up_and_its_routes_have_no_cluster(tmp_pa
         ledger.add_route(make_query(), ROUTE)
     with closing(sqlite3.connect(path)) as db:
         db.execute("ALTER TABLE routes DROP COLUMN cluster")
+        db.execute("DROP TABLE watched")
+        db.execute("DROP TABLE alarms")
         db.execute("PRAGMA user_version=2")
     clustered = replace(ROUTE, cluster="short_text#3")
     with Ledger(path, token="second") as ledger:
         assert ledger.route(make_query(), SNAPSHOT) == ROUTE
         ledger.add_route(make_query("Another?"), clustered)
         assert ledger.route(make_query("Another?"), SNAPSHOT) == clustered
+
+
+def test_what_was_watched_and_raised_is_that_of_the_latest_training_of_each_step(tmp_path: Path) -> None:
+    def alarm(step: int) -> tuple[int, str, str, str, str, str, str, str, str]:
+        return (step, "length", "d", "c", "tool", "log", "text", "{}", "[]")
+
+    with Ledger(tmp_path / FILE_NAME, token="first") as ledger:
+        for step in range(1, 7):
+            ledger.add_watched(step, [("", f"c{step}", "{}"), ("d", "c", f'{{"of": {step}}}')])
+        ledger.add_alarms([alarm(3), alarm(6)])
+        assert (ledger.last_watched(), len(ledger.watched_before(9, 4))) == (6, 8)
+    with Ledger(tmp_path / FILE_NAME, token="second") as ledger:  # from the checkpoint of step 4
+        assert ledger.last_watched() == -1
+        assert [row[:3] for row in ledger.watched_before(5, 2)] == [
+            *((3, "", "c3"), (3, "d", "c")),
+            *((4, "", "c4"), (4, "d", "c")),
+        ]
+        assert [step for *_, step in ledger.alarms_before(9)] == [3, 6]
+        ledger.add_watched(5, [("", "c5", "{}"), ("d", "c", "again")])
+        assert [step for *_, step in ledger.alarms_before(9)] == [3], "what is trained again is raised again"
+        assert [row[3] for row in ledger.watched_before(6, 1)] == ["{}", "again"]
+        assert dict(ledger.clusters_before(4)) == {"c1": 1, "c2": 2, "c3": 3, "c": 1}
 
 
 def test_a_file_that_was_brought_up_has_the_same_schema_as_a_new_one(tmp_path: Path) -> None:

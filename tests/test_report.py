@@ -262,6 +262,7 @@ def healthy(**changes: Any) -> dict[str, Any]:
     }
     return {
         "events": [],
+        "raised": [],
         "curves": {"train": curves | changes},
         "tools": [],
         "length": {"tasks": [{"name": "math", "r": 0.1, "n": 900}]},

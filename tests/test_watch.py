@@ -121,7 +121,6 @@ def train(
                     cluster=cluster(step, group),
                     kind=Kind.OPEN,
                     covered=True,
-                    value=0.5,
                     parts=parts,
                     text=text,
                 )
@@ -174,7 +173,7 @@ def test_a_tool_in_the_shadow_is_watched_too_and_disagrees() -> None:
                 value = session / 3
                 place: dict[str, Any] = {"step": step, "uid": f"{step}-{group}", "session": session}
                 watch.saw_response(
-                    **place, query="q", cluster="c", kind=Kind.OPEN, covered=True, value=value,
+                    **place, query="q", cluster="c", kind=Kind.OPEN, covered=True,
                     parts=[part(JUDGE, value)], text=None,
                 )  # fmt: skip
                 watch.saw_shadow(**place, part=part(OTHER, 1 - value))

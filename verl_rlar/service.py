@@ -231,7 +231,6 @@ class Service:
                         cluster=row.route.cluster,
                         kind=row.route.kind,
                         covered=row.route.covered,
-                        value=row.score.value,
                         parts=map(_seen, row.score.parts),
                         text=row.sample.response,
                     )
@@ -378,7 +377,7 @@ class Service:
             ledger.watched_before(step, self._watch.reach), ledger.clusters_before(step), ledger.alarms_before(step)
         )
         responses, shadows, _ = ledger.watched_since(ledger.last_watched() + 1)
-        for at, uid, session, query, value, parts, kind, covered, cluster, text in responses:
+        for at, uid, session, query, _, parts, kind, covered, cluster, text in responses:
             self._watch.saw_response(
                 step=at,
                 uid=uid,
@@ -387,7 +386,6 @@ class Service:
                 cluster=cluster,
                 kind=Kind(kind),
                 covered=bool(covered),
-                value=value,
                 parts=json.loads(parts),
                 text=text,
             )

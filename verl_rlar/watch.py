@@ -21,7 +21,7 @@ Each of them is an `Alarm` with its figures, its step, tool, cluster and example
 Guarantees: alarms are a function of what was scored before the step, so a service that was killed, and a run that goes
 on from a checkpoint, raise the same ones: tallies and alarms are in the ledger, and read from there (`Watch.restore`).
 The same alarm comes again after ``again_after`` steps at the earliest. Counts are of prompts where responses of one
-group would count the same thing many times. It costs some microseconds per response, off the scoring path.
+group would count the same thing many times. All but taking notes of a response is done at the boundary.
 
 Not covered: a sign is no proof; what else it may mean stands in `verl_rlar.report.alarms`. A response that comes after
 its step was counted up (more steps late than the trainer said) is left out. Without stored texts
@@ -61,7 +61,7 @@ class Alarm:
     cluster: str
     """Id of the cluster; empty if it is about all."""
     kind: Kind | None
-    """What the cluster's prompts are taken for; None if it is about all."""
+    """What the cluster's prompts are taken for; of a drift, those whose share grew most. None: it is not known."""
     text: str
     """What was seen, with the figures, for a person. It quotes no text of the data."""
     figures: Mapping[str, float]
@@ -136,10 +136,7 @@ Tallies = dict[tuple[str, str], Tally]
 
 @dataclass
 class _Response:
-    value: float | None
-    length: float | None
-    marks: float | None
-    text: str
+    text: str | None
     query: str
     parts: dict[str, Mapping[str, Any]]
     """By digest."""
@@ -198,7 +195,6 @@ class Watch:
         cluster: str,
         kind: Kind,
         covered: bool,
-        value: float | None,
         parts: Iterable[Mapping[str, Any]],
         text: str | None,
     ) -> None:
@@ -212,7 +208,6 @@ class Watch:
             cluster: Id of the query's cluster.
             kind: What the query was taken for.
             covered: Whether a tool fits it; else the fallback gave the value.
-            value: What the route gave, in [0, 1]; None if it is unscored.
             parts: What each tool gave: ``digest``, ``outcome``, ``raw``, ``value``.
             text: The response; None: it is not known any more.
         """
@@ -221,10 +216,7 @@ class Watch:
         group = self._open.setdefault(step, {}).setdefault(uid, _Group())
         group.cluster, group.kind, group.covered = cluster or kind.value, kind, covered
         group.responses[session] = _Response(
-            value=value,
-            length=None if text is None else float(len(text)),
-            marks=None if text is None else float(marks(text)),
-            text=text or "",
+            text=text,
             query=query,
             parts={part["digest"]: part for part in parts},
         )
@@ -329,13 +321,13 @@ class Watch:
         if flat(values.values()):
             tally.example("flat", uid)
         else:
-            for name, sums in (("length", tally.length), ("marks", tally.format)):
-                sizes = [(getattr(group.responses[session], name), value) for session, value in values.items()]
-                known = [(size, value) for size, value in sizes if size is not None]
-                sums[:] = [mine + more for mine, more in zip(sums, moments(known), strict=True)]
+            texts = [(text, value) for session, value in values.items() if (text := group.responses[session].text)]
+            for sums, size in ((tally.length, len), (tally.format, marks)):
+                more = moments((float(size(text)), value) for text, value in texts)
+                sums[:] = [mine + theirs for mine, theirs in zip(sums, more, strict=True)]
             tally.example("varied", uid)
         best = max(values, key=lambda session: (values[session], -session))
-        if values[best] >= PAID and (bands := likeness(group.responses[best].text)):
+        if values[best] >= PAID and (bands := likeness(group.responses[best].text or "")):
             tally.best.append((uid, group.responses[best].query[:12], list(bands)))
 
     def _is_gate(self, digest: str) -> bool:
@@ -508,7 +500,8 @@ class Watch:
             for uid in latest[ALL, one].examples.get("new_cluster", ())[:2]
         ]
         figures = {"p": p, "psi": size, "prompts": all_new, "before": all_old}
-        yield self._alarm("drift", step, ALL, ALL, text, figures, examples)
+        grown = max(shift, key=lambda one: (shift[one], one))
+        yield replace(self._alarm("drift", step, ALL, ALL, text, figures, examples), kind=self._kinds.get(grown))
 
 
 def _kinds(tally: Tally) -> dict[str, int]:

@@ -35,17 +35,19 @@ import statistics
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from agents import SCRIPT, ScriptedCoder
+from groups import Group, mean_accuracy, share
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from stream import Stream, Task, Visit, tasks
 
+from verl_rlar.agents.purse import Purse
 from verl_rlar.clusters import Clusters
 from verl_rlar.config import RlarConfig, WatchConfig, parse
 from verl_rlar.exam.subject import verifier
@@ -54,7 +56,6 @@ from verl_rlar.library import FOLDER_NAME, LibraryView, builtin_snapshot
 from verl_rlar.scoring import Scorer
 from verl_rlar.service import Service
 from verl_rlar.shadow import Shadow
-from verl_rlar.signs import flat
 from verl_rlar.tools.boxed import BoxRunner
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Kind, Sample, ToolSpec
@@ -72,43 +73,6 @@ GOALS = {
 }
 AT_ONCE = 8
 NEUTRAL = 0.5
-
-
-@dataclass
-class Group:
-    """What a prompt's answers got."""
-
-    step: int
-    task: str
-    right: tuple[bool, ...]
-    sent: tuple[float, ...]
-    """As verl gets them."""
-    covered: bool
-
-    @property
-    def accuracy(self) -> float:
-        pairs = [
-            0.5 if abs(good - bad) < 1e-9 else float(good > bad)
-            for good, is_right in zip(self.sent, self.right, strict=True)
-            if is_right
-            for bad, other_is_right in zip(self.sent, self.right, strict=True)
-            if not other_is_right
-        ]
-        return statistics.fmean(pairs)
-
-    @property
-    def gradient(self) -> str:
-        """``none``, ``right`` or ``wrong``: on which side GRPO's advantages are higher."""
-        if flat(self.sent):
-            return "none"
-        mean, std = statistics.fmean(self.sent), statistics.stdev(self.sent)
-        good, bad = (
-            statistics.fmean(
-                (one - mean) / std for one, is_right in zip(self.sent, self.right, strict=True) if is_right is of
-            )
-            for of in (True, False)
-        )
-        return "right" if good > bad + 1e-9 else "wrong" if bad > good + 1e-9 else "none"
 
 
 @dataclass
@@ -308,7 +272,6 @@ def false_alarms(found: Sequence[Task], streams: int, steps: int, prompts: int) 
                     cluster=clusters.of(one.item.query),
                     kind=Kind.OPEN,
                     covered=True,
-                    value=None,
                     parts=(),
                     text=None,
                 )
@@ -316,14 +279,6 @@ def false_alarms(found: Sequence[Task], streams: int, steps: int, prompts: int) 
 
 
 # --- What is printed --------------------------------------------------------------------------------------------------
-
-
-def mean_accuracy(groups: Iterable[Group]) -> float:
-    return statistics.fmean(group.accuracy for group in groups)
-
-
-def share(groups: Sequence[Group], gradient: str) -> float:
-    return sum(group.gradient == gradient for group in groups) / len(groups)
 
 
 def table_of(stream: Stream, phase: int, end: range, runs: Mapping[str, list[Group]]) -> Table:
@@ -371,7 +326,8 @@ async def measured(phase: int, prompts: int, streams: int, folder: Path, console
     coder = growing.coder
     assert coder is not None
     events = LibraryView(folder / "growing" / FOLDER_NAME).events
-    tokens = sum(1 for file in (folder / "growing").glob("agents/*") if file.is_file())
+    agents = folder / "growing" / "agents"  # where those who ask an LLM keep their account
+    tokens = Purse(agents, "", settings(folder).agents).spent().tokens if agents.exists() else 0
     acquired: dict[str, Any] = {}
     for task, shift in zip(found[1:], stream.shifts, strict=True):
         tries = [one for one in coder.tries if one.kind is task.kind]
