@@ -32,6 +32,8 @@ from verl_rlar.types import Kind
 
 ROOT = Path(__file__).parent.parent
 CLOCK = str(ROOT / "recipes" / "custom_tool" / "cases.jsonl")
+SLOW = "gsm8k dates sorting solutions sentences programs extraction intervals stdin terminology".split()
+"""Recorded tasks, but the quickest."""
 TASK = "the time of day in the last line is right"
 
 PLAN = [
@@ -408,11 +410,7 @@ def test_a_cassette_of_something_else_is_refused_by_name(tmp_path: Path) -> None
     "name",
     [
         "units",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in "gsm8k dates sorting solutions sentences programs extraction intervals stdin".split()
-            + ["terminology"]
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
 def test_a_recorded_model_writes_a_verifier_that_is_right_on_hidden_answers(name: str) -> None:

@@ -215,8 +215,8 @@ def _compare(
             candidates.append(_Candidate(tool, belief, place))
     if not candidates:
         return _Chosen((), "; ".join(rejected[:REJECTED]))
-    models = [one for one in candidates if one.tool.kind == "reward_model"]
-    checks = [one for one in candidates if one.tool.kind != "reward_model"]
+    models = [one for one in candidates if one.tool.opinion]
+    checks = [one for one in candidates if not one.tool.opinion]
     if not checks:
         return _of_models(models, weak, kind, config, cluster, competence)
     check = _best(checks, config.alike)

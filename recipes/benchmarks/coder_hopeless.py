@@ -31,7 +31,7 @@ from verl_rlar.cpu.models import build_smollm2
 from verl_rlar.purse import Purse
 
 RUNS = 20
-STEPS, TOKENS, ANSWER_TOKENS, WALL_S = 5, 24_000, 256, 180.0
+STEPS, TOKENS, ANSWER_TOKENS, WALL_S = 3, 16_000, 256, 150.0
 GRACE_S = 30.0
 """What a run may take beside its wall clock: to gather its cases, and to end its process, in seconds."""
 GOALS = {"admitted": 0, "over_budget": 0, "without_a_reason": 0, "tokens_unaccounted": 0}

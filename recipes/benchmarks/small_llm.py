@@ -5,8 +5,9 @@
 
 It is there to see what our agents do with a model that cannot do their work (`coder_hopeless.py`).
 
-Guarantees: `usage` is what was really read and written, in tokens; `SmallLlm` sums it up; an answer has at most the
-tokens that were asked for; one that does not fit into the model's context is HTTP 400.
+Guarantees: `usage` is what was asked and what was written, in tokens; `SmallLlm` sums it up; an answer has at most the
+tokens that were asked for; one that does not fit into the model's context is HTTP 400. What a request has in common
+with the one before, at its beginning, is not computed again.
 
 Not covered: streaming, tools, several answers, anything that a real server is for.
 """
@@ -22,7 +23,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 
 class SmallLlm:
@@ -34,8 +35,10 @@ class SmallLlm:
     """
 
     def __init__(self, folder: Path, port: int = 0) -> None:
+        torch.set_num_threads(1)  # several would wait for each other wherever something else is at work
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        self._cache, self._seen = DynamicCache(config=self._model.config), torch.empty(0, dtype=torch.long)
         self._busy = threading.Lock()
         self.name = folder.name
         self.calls = self.read = self.written = 0
@@ -69,17 +72,28 @@ class SmallLlm:
         warmth = float(asked.get("temperature") or 0.0)
         how = {"do_sample": True, "temperature": warmth} if warmth else {"do_sample": False}
         with self._busy, torch.inference_mode():
-            made = self._model.generate(
+            kept = self._in_common(given["input_ids"][0])
+            self._cache.crop(kept)
+            whole = self._model.generate(
                 **given,
+                past_key_values=self._cache,
                 max_new_tokens=min(room, int(asked.get("max_tokens", 256))),
                 pad_token_id=self._tokenizer.eos_token_id,
                 **how,
-            )[0, read:]
+            )[0]
+            made = whole[read:]
+            self._seen = whole[: self._cache.get_seq_length()]
             self.calls, self.read, self.written = self.calls + 1, self.read + read, self.written + len(made)
         said = self._tokenizer.decode(made, skip_special_tokens=True)
         usage = {"prompt_tokens": read, "completion_tokens": len(made), "total_tokens": read + len(made)}
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
         return {"object": "chat.completion", "model": self.name, "choices": [choice], "usage": usage}
+
+    def _in_common(self, ids: torch.Tensor) -> int:
+        """Tokens at the beginning that were there in the request before, too; the last one is always read anew."""
+        length = min(len(ids) - 1, len(self._seen))
+        differs = (ids[:length] != self._seen[:length]).nonzero()
+        return int(differs[0]) if len(differs) else length
 
 
 class _Server(ThreadingHTTPServer):
