@@ -15,10 +15,7 @@ from typing import Any
 from llm_server import Turn, of_request, text
 
 QUOTE = re.compile(r"<<<untrusted ([0-9a-f]{12}): ([^\n]*)\n(.*?)\nend \1>>>", re.DOTALL)
-FOODS = (
-    "rice eggs pasta beans carrots potatoes lentils broccoli spinach peas corn leeks turnips chickpeas barley oats "
-    "quinoa beets cabbage asparagus artichokes squash parsnips millet"
-).split()
+FOODS = "rice eggs pasta beans carrots potatoes lentils broccoli spinach peas corn leeks barley quinoa".split()
 
 GOOD = {
     "description": "Judges answers to questions about cooking: whether they say how long, what, and what to do then.",
