@@ -5,7 +5,7 @@
 
 It is there to see what our agents do with a model that cannot do their work (`coder_hopeless.py`).
 
-Guarantees: `usage` is what was asked and what was written, in tokens; `SmallLlm` sums it up; an answer has at most the
+Guarantees: `usage` is what was asked and what was written, in tokens; `SmallLlm` keeps it; an answer has at most the
 tokens that were asked for; one that does not fit into the model's context is HTTP 400. What a request has in common
 with the one before, at its beginning, is not computed again.
 
@@ -41,7 +41,8 @@ class SmallLlm:
         self._cache, self._seen = DynamicCache(config=self._model.config), torch.empty(0, dtype=torch.long)
         self._busy = threading.Lock()
         self.name = folder.name
-        self.calls = self.read = self.written = 0
+        self.usages: list[tuple[int, int]] = []
+        """Tokens read and written, of each call."""
         self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.llm = self
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
@@ -62,7 +63,7 @@ class SmallLlm:
         Raises:
             ValueError: It does not fit into the model's context.
         """
-        given = self._tokenizer.apply_chat_template(
+        given: Any = self._tokenizer.apply_chat_template(
             asked["messages"], add_generation_prompt=True, return_tensors="pt", return_dict=True
         )
         read = int(given["input_ids"].shape[1])
@@ -83,7 +84,7 @@ class SmallLlm:
             )[0]
             made = whole[read:]
             self._seen = whole[: self._cache.get_seq_length()]
-            self.calls, self.read, self.written = self.calls + 1, self.read + read, self.written + len(made)
+            self.usages.append((read, len(made)))
         said = self._tokenizer.decode(made, skip_special_tokens=True)
         usage = {"prompt_tokens": read, "completion_tokens": len(made), "total_tokens": read + len(made)}
         choice = {"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}
