@@ -8,9 +8,9 @@
 
 The model answers over a real socket (`small_llm.py`), and samples, so that no two runs are alike. Each run may make
 `STEPS` calls, use `TOKENS` tokens, and last `WALL_S` seconds: so little that two cores are done in a quarter of an
-hour, and that no whole module fits into an answer; give more to see what the model makes of that. What the agents' account
-says was spent must be what the endpoint says, to the token, but for calls that a wall clock cut off: these the account
-counts with what they were expected to read. The exit code is 0 only if all of that holds.
+hour, and that no whole module fits into an answer; give more to see what the model makes of that. What the agents'
+account says was spent must be what the endpoint says, to the token, but for calls that a wall clock cut off: these the
+account counts with what they were expected to read. The exit code is 0 only if all of that holds.
 """
 
 from __future__ import annotations
