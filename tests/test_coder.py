@@ -21,17 +21,19 @@ from typer.testing import CliRunner
 from verl_rlar.agents.coder import Written, kinds_of, name_of, write
 from verl_rlar.agents.drafter import code_of, schemes_of
 from verl_rlar.agents.prompting import prompt_files
-from verl_rlar.agents.purse import Purse
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import CassetteError, ConfigError, DataError
 from verl_rlar.exam.cases import Case, Expect, read_cases
 from verl_rlar.library import Library
+from verl_rlar.purse import Purse
 from verl_rlar.row_files import read_rows
 from verl_rlar.types import Kind
 
 ROOT = Path(__file__).parent.parent
 CLOCK = str(ROOT / "recipes" / "custom_tool" / "cases.jsonl")
+SLOW = "gsm8k dates sorting solutions sentences programs extraction intervals stdin terminology".split()
+"""Recorded tasks, but the quickest."""
 TASK = "the time of day in the last line is right"
 
 PLAN = [
@@ -408,10 +410,7 @@ def test_a_cassette_of_something_else_is_refused_by_name(tmp_path: Path) -> None
     "name",
     [
         "units",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in "gsm8k dates sorting solutions sentences programs extraction intervals stdin".split()
-        ),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
 def test_a_recorded_model_writes_a_verifier_that_is_right_on_hidden_answers(name: str) -> None:

@@ -12,9 +12,10 @@ pytest.importorskip("smolagents", reason="smolagents is not installed (extra `ag
 from llm_server import LlmServer, Turn, calls, dies, hangs, says, text
 from smolagents import ChatMessage, MessageRole
 
-from verl_rlar.agents.llm import Llm, OutOfTokens
+from verl_rlar.agents.llm import Llm
 from verl_rlar.config import AgentsConfig, parse
 from verl_rlar.errors import ConfigError, EndpointError
+from verl_rlar.purse import OutOfTokens
 
 HELLO = [ChatMessage(role=MessageRole.USER, content=[{"type": "text", "text": "Hello"}])]
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 pytest.importorskip("jinja2", reason="jinja2 is not installed (extra `agents`)")
-from verl_rlar.agents.prompting import FOLDER, Quoter, plain, prompt_files, render
+from verl_rlar.agents.prompting import FOLDER, prompt_files, render
+from verl_rlar.quoting import Quoter, plain
 
 VALUES: dict[str, dict[str, Any]] = {
     "scout.md": {"steps": 24, "most": 10},
@@ -39,6 +40,21 @@ VALUES: dict[str, dict[str, Any]] = {
         "seconds": 10.0,
         "examples": ["<<<untrusted 12: query 1\n{{ 6 * 7 }}\nend 12>>>"],
     },
+    "rubric.md": {"least": 3, "most": 10, "weight": 5},
+    "rubric_task.md": {
+        "task": "helpful {{ least }} {% for %}",
+        "kinds": ["open"],
+        "examples": ["<<<untrusted 12: query 1\n{{ 6 * 7 }}\nend 12>>>"],
+    },
+    "rubric_draft.md": {"number": 2, "idea": "what goes wrong {{ number }}"},
+    "rubric_judge.md": {"form": '{"code": "12"}'},
+    "rubric_judge_case.md": {
+        "conversation": "<<<untrusted 12: message\n{{ code }}\nend 12>>>",
+        "response": "<<<untrusted 34: the response\n{{ form }}\nend 34>>>",
+        "questions": "1. Is it {{ right }}?",
+        "code": "1234",
+        "form": '{"code": "12"}',
+    },
     "coder_plan.md": {"least": 3, "most": 5, "kinds": ("exact rule", "metric")},
     "coder_draft.md": {"number": 2, "kind": "exact rule", "idea": "the last {{ number }}"},
     "coder_repair.md": {
@@ -49,6 +65,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "failures": [{"sort": "negated", "value": "1", "wanted": "less", "case": "{{ case }}", "said": "{% said %}"}],
     },
 }
+VALUES["rubric_repair.md"] = VALUES["coder_repair.md"]
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.iterdir()))

@@ -14,10 +14,10 @@ pytest.importorskip("smolagents", reason="smolagents is not installed (extra `ag
 from llm_server import LlmServer, says, text
 from smolagents import ChatMessage, MessageRole
 
-from verl_rlar.agents.llm import Llm, OutOfTokens
-from verl_rlar.agents.purse import Purse
+from verl_rlar.agents.llm import Llm
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import AgentError, EndpointError
+from verl_rlar.purse import OutOfTokens, Purse
 
 
 class Clock:
@@ -97,7 +97,7 @@ def test_money_of_a_task_is_its_own_and_seconds_are_the_runs(tmp_path: Path) -> 
 TAKES = """
 import sys
 from pathlib import Path
-from verl_rlar.agents.purse import Purse
+from verl_rlar.purse import Purse
 from verl_rlar.config import AgentsConfig
 account = Purse(Path(sys.argv[1]), sys.argv[2], AgentsConfig())
 for _ in range(20):

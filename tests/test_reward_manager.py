@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ import ray
 import torch
 from conftest import make_query, make_sandbox_config, none_left
 from hydra import compose, initialize_config_module
+from llm_server import LlmServer, dies
 from omegaconf import DictConfig
+from rubrics import GOOD, honest
 from tensordict import TensorDict
 from test_library import make_spec, sha
 from verl import DataProto
@@ -33,6 +36,7 @@ from verl_rlar.library import Library
 from verl_rlar.nodes import BOXES_NAME
 from verl_rlar.reward_manager import RlarRewardManager
 from verl_rlar.service import ACTOR_NAME
+from verl_rlar.tools.rubric import Rubric
 from verl_rlar.types import Kind, Scope
 
 
@@ -184,6 +188,37 @@ async def test_a_verifier_of_the_library_scores_in_a_box_of_the_node_and_its_cod
         manager.close()
         for name in (ACTOR_NAME, f"{BOXES_NAME}_{ray.get_runtime_context().get_node_id()}"):
             ray.kill(ray.get_actor(name))
+
+
+async def test_a_rubric_of_the_library_judges_and_an_endpoint_that_dies_is_no_score(
+    config: DictConfig, tokenizer: Any
+) -> None:
+    made = Rubric.from_text(json.dumps(GOOD))
+    spec = made.spec(name="cooking", kinds={Kind.OPEN}, model="scripted", timeout_s=60, origin="coder")
+    with Library(Path(config.rlar.run_dir) / "library") as library:
+        library.propose(spec, None, by="coder", why="open")
+        library.put_exam(spec.digest, card={}, text="", transcript=[], passed=True, by="exam", why="passed")
+        library.append("live", spec.digest, by="exam", why="passed", step=0)
+    texts = ("Boil the rice for 9 minutes, then drain it.", "Boil the rice for 9 minutes.", "I like rice.")
+    with LlmServer([honest, honest, dies()]) as server:
+        config.rlar.agents.url, config.rlar.agents.model = server.url, "scripted"
+        manager = RlarRewardManager(config=config, tokenizer=tokenizer, compute_score=None, reward_router_address=None)
+        try:
+            results = [
+                await manager.run_single(
+                    data(tokenizer, text, prompt="How do I boil rice?", truth=None, uid=text, rlar_split="val")
+                )
+                for text in texts
+            ]
+            await manager.flush()
+        finally:
+            manager.close()
+            ray.kill(ray.get_actor(ACTOR_NAME))
+    told = [result["reward_extra_info"] for result in results]
+    assert [one["rlar_tool"] for one in told] == ["cooking"] * 3
+    assert [one["rlar_outcome"] for one in told] == ["scored", "scored", "failed"]
+    assert [result["reward_score"] for result in results[:2]] == [1.0, pytest.approx(5 / 6)]
+    assert [row["value"] for row in rows(config)].count(None) == 1, "it is unscored, not 0"
 
 
 SHORT_LIFE = ("rlar.life.shadow_steps=2", "rlar.life.shadow_responses=6", "rlar.life.min_calls=3")

@@ -34,12 +34,12 @@ from typing import Any
 
 from verl_rlar.advice import Advice, Ruling
 from verl_rlar.agents import session
-from verl_rlar.agents.prompting import plain
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import LibraryError, RlarError
 from verl_rlar.features import describe
+from verl_rlar.quoting import plain
 from verl_rlar.router import OpenQuestion, Option, alternatives, open_question
 from verl_rlar.types import Query, Route, Snapshot, content_hash
 

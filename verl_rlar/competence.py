@@ -353,7 +353,7 @@ def gather(
             [
                 tool
                 for tool in tools
-                if tool.kind == "reward_model"  # what rules and verifiers say is not an opinion
+                if tool.opinion  # what rules and verifiers say is not an opinion
                 and not known.refuses(tool.digest, kind)
                 and any(tool.digest in values for choice in named for values in choice.values)
             ],

@@ -425,7 +425,7 @@ class ExamConfig(Section):
     latency_s: float = Field(default=2.0, gt=0)
     """Longest 95th percentile of a call's wall time, in seconds."""
     boxed_latency_s: float = Field(default=15.0, gt=0)
-    """... of a tool that runs programs or runs in a box itself."""
+    """... of a tool that runs programs, runs in a box itself, or asks an LLM."""
     set_apart: float = Field(default=0.5, ge=0, le=1)
     """Largest share of rows whose gold is not trusted; with more, the data are no evidence."""
 
@@ -573,6 +573,26 @@ class AdviceConfig(Section):
     """Steps after which an LLM that did not answer is asked again."""
 
 
+class RubricsConfig(Section):
+    """How the LLM of `agents` judges by rubrics; `agents.retries`, the caps `agents.run_*` and the pace (`agents.rpm`,
+    `agents.tpm`) hold for it, too."""
+
+    at_once: int = Field(default=8, ge=1)
+    """Most calls under way, in each process that scores."""
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Deadline of one call of a rubric that is written now, in seconds; each try has its own."""
+    queue_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest wait for a place, for the pace and between tries, beside that, in seconds."""
+    pause_s: float = Field(default=30.0, ge=0)
+    """How long an endpoint is left alone that did not answer three times in a row, in seconds."""
+    answer_tokens: int = Field(default=512, ge=32)
+    """Most tokens of the judge's answer."""
+    quote_chars: int = Field(default=24_000, ge=200)
+    """Characters at which a text is cut before it is judged."""
+    exam_tokens: int = Field(default=2_000_000, ge=1)
+    """Most tokens, read and written, that the trials of the rubrics of one `rlar write` may take."""
+
+
 class AcquireConfig(Section):
     """Whether a training looks for tools by itself, for queries that no tool fits."""
 
@@ -629,6 +649,7 @@ class RlarConfig(Section):
     hub: HubConfig = HubConfig()
     agents: AgentsConfig = AgentsConfig()
     advice: AdviceConfig = AdviceConfig()
+    rubrics: RubricsConfig = RubricsConfig()
     acquire: AcquireConfig = AcquireConfig()
 
 

@@ -20,6 +20,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.scoring import Scorer
 from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.rubric import RubricRunner
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.tools.served import ServedModels
 from verl_rlar.trusted import trusted_snapshot
@@ -61,6 +62,7 @@ class Dispatcher:
         self._runner: RuleRunner | None = None
         self._boxes = BoxRunner(config.sandbox, sources)
         self._models = ServedModels(config.serving, config.hub)
+        self._rubrics = RubricRunner(config)
 
     async def __aenter__(self) -> Dispatcher:
         return self
@@ -72,6 +74,7 @@ class Dispatcher:
             self._runner.close()
         await self._boxes.close()
         await self._models.close()
+        await self._rubrics.close()
 
     async def route(self, query: Query) -> Route:
         """Decides which tools score the responses to a query. Starts no process."""
@@ -86,5 +89,5 @@ class Dispatcher:
         if self._runner is None:
             rules = tuple(tool.target for tool in self.snapshot.tools if tool.kind == "rule" and not tool.boxed)
             self._runner = RuleRunner(self._config.rules, rules)
-        scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models)
+        scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models, self._rubrics)
         return await scorer.score(sample, route or await self.route(sample.query), self.snapshot)

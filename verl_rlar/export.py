@@ -399,10 +399,11 @@ def to_text(spec: ToolSpec, source: str | None) -> str:
     it is ASCII, has no three quotes in a row, and does not end in a backslash.
 
     Raises:
-        ConfigError: It is a reward model.
+        ConfigError: It is a reward model or a rubric.
     """
-    if spec.kind == "reward_model":
-        raise ConfigError(f"{spec.name} is a reward model, which needs a server: it is not exported")
+    if spec.opinion:
+        what = "reward model" if spec.kind == "reward_model" else "rubric"
+        raise ConfigError(f"{spec.name} is a {what}, which needs a server: it is not exported")
     lines = (source or "").splitlines(keepends=True) if spec.kind == "verifier" else []
     return json.dumps({"digest": spec.digest, "spec": spec_to_json(spec), "source": lines}, indent=1, ensure_ascii=True)
 

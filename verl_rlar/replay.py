@@ -50,6 +50,7 @@ from verl_rlar.row_files import read_rows
 from verl_rlar.scoring import ROUNDING, Scorer
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.rubric import RubricRunner
 from verl_rlar.tools.rule import load_version
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.tools.served import ServedModels
@@ -187,12 +188,13 @@ class Bench:
         self._tools = tools
         self._boxes = BoxRunner(config.sandbox, self.sources)
         self._models = ServedModels(config.serving, config.hub)
+        self._rubrics = RubricRunner(config)
         self._runner: RuleRunner | None = None
 
     async def __aenter__(self) -> Bench:
         targets = tuple(tool.spec.target for tool in self._tools if tool.spec.kind == "rule" and not tool.spec.boxed)
         self._runner = RuleRunner(self._config.rules, targets)
-        self.scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models)
+        self.scorer = Scorer(self._config.scoring, self._runner, self._boxes, self._models, self._rubrics)
         first = Sample(query=Query(messages=(Message(role="user", content="6 * 7?"),), reference="42"), response="42")
         try:
             for tool in self._tools:
@@ -224,12 +226,13 @@ class Bench:
             self._runner.close()
         await self._boxes.close()
         await self._models.close()
+        await self._rubrics.close()
 
     def at_once(self, *specs: ToolSpec) -> int:
         """How many responses to work on at the same time."""
         if all(spec.boxed for spec in specs):
             return self._config.sandbox.verifier_boxes or os.cpu_count() or 1
-        if all(spec.kind == "reward_model" for spec in specs):
+        if all(spec.opinion for spec in specs):
             return MODELS_AT_ONCE
         return self._config.rules.processes
 
@@ -485,7 +488,7 @@ def _missing(stored: Stored, why: str) -> Rescored:
 def _reproduced(spec: ToolSpec, then: ToolScore | None, now: ToolScore, old: Score, new: Score) -> bool | None:
     if then is None or then.digest != now.digest or Outcome.FAILED in (then.outcome, now.outcome):
         return None
-    tolerance = SERVED_TOLERANCE if spec.kind == "reward_model" else ROUNDING
+    tolerance = SERVED_TOLERANCE if spec.opinion else ROUNDING
 
     def same(one: float | None, other: float | None) -> bool:
         return one == other or (one is not None and other is not None and abs(one - other) <= tolerance)

@@ -49,6 +49,7 @@ from verl_rlar.rows import plain, query_of
 from verl_rlar.scoring import Scorer
 from verl_rlar.service import Client
 from verl_rlar.shadow import Shadow
+from verl_rlar.tools.rubric import RubricRunner
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.trainer import GROUP_SIZE_FIELD, SPLIT_FIELD
 from verl_rlar.trusted import trusted_snapshot
@@ -70,7 +71,8 @@ class RlarRewardManager(RewardManagerBase):
         rules = tuple(tool.target for tool in trusted_snapshot(self._rlar).tools if not tool.boxed)
         self._runner = RuleRunner(self._rlar.rules, rules)
         boxes = Boxes(self._rlar.sandbox, self._service.source)
-        self._scorer = Scorer(self._rlar.scoring, self._runner, boxes, Models(self._rlar))
+        rubrics = RubricRunner(self._rlar)
+        self._scorer = Scorer(self._rlar.scoring, self._runner, boxes, Models(self._rlar), rubrics)
         self._shadow = Shadow(self._rlar.life, self._scorer, self._service)
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:

@@ -210,11 +210,11 @@ class _Field:
 
     @property
     def models(self) -> tuple[_Candidate, ...]:
-        return tuple(one for one in self.candidates if one.tool.kind == "reward_model")
+        return tuple(one for one in self.candidates if one.tool.opinion)
 
     @property
     def checks(self) -> tuple[_Candidate, ...]:
-        return tuple(one for one in self.candidates if one.tool.kind != "reward_model")
+        return tuple(one for one in self.candidates if not one.tool.opinion)
 
 
 def _field(
@@ -322,7 +322,7 @@ class Option:
     name: str
     digest: str
     sort: str
-    """``rule``, ``verifier`` or ``reward_model``."""
+    """See `ToolSpec.kind`."""
     about: str
     """Its description. Foreign text, unless it is a rule."""
     known: str
@@ -387,8 +387,8 @@ def alternatives(
     for _, field in fields:
         rules = [one for one in field.candidates if _unexamined(one)]
         found += [one for one in field.candidates if one not in rules[1:]]
-    if features.verifiable and any(one.tool.kind != "reward_model" for one in found):
-        found = [one for one in found if one.tool.kind != "reward_model"]
+    if features.verifiable and any(not one.tool.opinion for one in found):
+        found = [one for one in found if not one.tool.opinion]
     ranked = sorted({one.tool.digest: one for one in found}.values(), key=lambda one: (-one.belief.low, one.place))
     return tuple(map(_option, ranked[:OPTIONS]))
 

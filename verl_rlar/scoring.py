@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a route's tools on a sample and makes one score of their verdicts.
 
-Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling; where a tool needs a sandbox or is a
-reward model, within what its runner grants to each try), and never raises for what a tool or a response does; a value
-is a finite float in [0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted away, so that
-all responses of a group are measured alike (I2).
+Guarantees: `Scorer.score` always returns within ``timeout_s`` (plus scheduling; where a tool needs a sandbox, or is a
+reward model or a rubric, within what its runner grants to each try), and never raises for what a tool or a response
+does; a value is a finite float in [0, 1]; a missing part makes the whole score unscored (I4), it is never re-weighted
+away, so that all responses of a group are measured alike (I2).
 
 How parts combine: the gates are asked first; each must give its threshold (1 by default), or the value is 0 and the
 other parts are not asked. Then the other parts that have a weight at this step are asked together, and their values are
@@ -36,8 +36,8 @@ FULL_MARK = 1.0 - ROUNDING
 
 
 class Runner(Protocol):
-    """What runs tools: `verl_rlar.tools.runner.RuleRunner`, `verl_rlar.tools.boxed.BoxRunner` or
-    `verl_rlar.tools.reward_model.RewardModelRunner`; see there for the errors."""
+    """What runs tools: `verl_rlar.tools.runner.RuleRunner`, `verl_rlar.tools.boxed.BoxRunner`,
+    `verl_rlar.tools.reward_model.RewardModelRunner` or `verl_rlar.tools.rubric.RubricRunner`; see there for errors."""
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict: ...
 
@@ -51,15 +51,22 @@ class Scorer:
         boxes: Runs the tools that need a sandbox. They wait in line for a box, so their deadline is the runner's.
             None: there is none.
         models: Runs reward models, by their own deadlines, too. None: none is served here.
+        rubrics: Has rubrics judged, by their own deadlines, too. None: there is no LLM for it here.
     """
 
     def __init__(
-        self, config: ScoringConfig, runner: Runner, boxes: Runner | None = None, models: Runner | None = None
+        self,
+        config: ScoringConfig,
+        runner: Runner,
+        boxes: Runner | None = None,
+        models: Runner | None = None,
+        rubrics: Runner | None = None,
     ) -> None:
         self._config = config
         self._runner = runner
         self._boxes = boxes
         self._models = models
+        self._rubrics = rubrics
 
     async def score(self, sample: Sample, route: Route, snapshot: Snapshot) -> Score:
         """Scores one sample by a route that was decided on this snapshot."""
@@ -80,7 +87,7 @@ class Scorer:
         """Scores one sample by one tool; see the module for the guarantees."""
         start = time.perf_counter()
         try:
-            limit = None if spec.boxed or spec.kind == "reward_model" else self._config.timeout_s
+            limit = None if spec.boxed or spec.opinion else self._config.timeout_s
             verdict = await asyncio.wait_for(self._run(spec, sample), limit)
             outcome, raw, value, reason = _judge(spec, verdict)
             details = verdict.details
@@ -105,11 +112,20 @@ class Scorer:
             retry=retry_if_exception_type(ConnectionError),
             reraise=True,
         )
-        runner = self._boxes if spec.boxed else self._models if spec.kind == "reward_model" else self._runner
+        runner, what = self._runner_of(spec)
         if runner is None:
-            what = "sandbox here (rlar.sandbox.backend)" if spec.boxed else "server of reward models here"
             raise ToolUnavailable(f"{spec.name}: there is no {what}")
         return await retrying(runner.run, spec, sample)
+
+    def _runner_of(self, spec: ToolSpec) -> tuple[Runner | None, str]:
+        """What runs a tool, and what is missing if nothing does."""
+        if spec.boxed:
+            return self._boxes, "sandbox here (rlar.sandbox.backend)"
+        if spec.kind == "reward_model":
+            return self._models, "server of reward models here"
+        if spec.kind == "rubric":
+            return self._rubrics, "LLM for rubrics here"
+        return self._runner, "process for rules here"
 
 
 def _judge(spec: ToolSpec, verdict: Verdict) -> tuple[Outcome, float | None, float | None, str]:

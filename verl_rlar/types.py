@@ -129,9 +129,9 @@ class ToolSpec:
 
     name: str
     """Unique within a snapshot; lower case, words joined by ``_``."""
-    kind: Literal["rule", "verifier", "reward_model"]
+    kind: Literal["rule", "verifier", "reward_model", "rubric"]
     target: str
-    """What runs. A rule: ``package.module:function``. A reward model: ``repo@commit``."""
+    """What runs. A rule: ``package.module:function``. A reward model: ``repo@commit``. A rubric: its judge's name."""
     scope: Scope
     description: str
     """What it measures and when to use it, in one paragraph. Routers and people read this."""
@@ -154,7 +154,8 @@ class ToolSpec:
     calibration: Calibration | None = None
     """Map from raw scores to [0, 1] that an exam has taught; None: linear from `low` to `high`."""
     serving: Mapping[str, Any] | None = field(default=None, hash=False)
-    """How a reward model is served and asked, JSON-like; see `verl_rlar.tools.reward_model`. None: it is none."""
+    """How a reward model is served and asked, JSON-like; see `verl_rlar.tools.reward_model`. Of a rubric: what it asks,
+    see `verl_rlar.tools.rubric`. None: it is neither."""
 
     @cached_property
     def digest(self) -> str:
@@ -164,6 +165,11 @@ class ToolSpec:
             if fields[name] is None:
                 del fields[name]  # as in releases that did not have it
         return content_hash(fields)[:16]
+
+    @property
+    def opinion(self) -> bool:
+        """Whether its value is what a model thinks, and no check: that of a reward model or a rubric."""
+        return self.kind in ("reward_model", "rubric")
 
     def fits(self, query: Query) -> bool:
         """Whether it can score a query as far as its reference goes; the kind is for the router to say."""

@@ -325,6 +325,54 @@ def stdin(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str], 
         yield prompt, {"test_cases": cases}, right, wrong
 
 
+TERMS = {
+    "valve": ("Absperrventil", ("Hahn", "Klappe")),
+    "pump": ("Tauchpumpwerk", ("Pumpe", "Tauchpumpe")),
+    "gearbox": ("Getriebegehäuse", ("Getriebe", "Zahnradkasten")),
+    "sensor": ("Messwertgeber", ("Sensor", "Fühler")),
+    "filter": ("Feinstaubsieb", ("Filter", "Luftfilter")),
+    "display": ("Anzeigefeld", ("Bildschirm", "Display")),
+}
+"""A glossary: the English word, what it must be called in German, and what it is usually called."""
+USES = (
+    (
+        "Check the {a} before you switch on the {b}.",
+        ("Bitte {a} prüfen, bevor {b} eingeschaltet wird.", "Erst die Prüfung des {a}s, dann {b} einschalten."),
+    ),
+    (
+        "The {a} next to the {b} must be replaced every year.",
+        ("Jedes Jahr muss das neue {a} neben {b} eingesetzt werden.", "Neben {b} ist jährlich {a} auszutauschen."),
+    ),
+    (
+        "Never open the {a} while the {b} is hot.",
+        ("Niemals {a} öffnen, solange {b} heiß ist.", "Solange {b} heiß ist, darf {a} nie geöffnet werden."),
+    ),
+    (
+        "If the {a} is wet, clean the {b} with a dry cloth.",
+        ("Falls {a} nass ist, {b} mit einem trockenen Tuch reinigen.", "Ist {a} nass, so wird {b} trocken gereinigt."),
+    ),
+)
+"""English sentences about two things, with two translations each."""
+
+
+def terminology(rng: random.Random) -> Iterator[tuple[str, dict[str, Any], list[str], list[str]]]:
+    """Translations into German that must call two things as a glossary says."""
+    while True:
+        source, (first, second) = rng.choice(USES)
+        a, b = rng.sample(sorted(TERMS), 2)
+        (term_a, usual_a), (term_b, usual_b) = TERMS[a], TERMS[b]
+        english = source.format(a=a, b=b)
+        prompt = f'Translate into German: "{english}" Glossary: {a} = {term_a}; {b} = {term_b}.'
+        other_a, other_b = rng.choice(usual_a), rng.choice(usual_b)
+        right = [first.format(a=term_a, b=term_b), second.format(a=term_a, b=term_b)]
+        right.append(f"Hier ist die Übersetzung:\n\n{rng.choice((first, second)).format(a=term_a, b=term_b)}")
+        wrong = [first.format(a=other_a, b=term_b), second.format(a=term_a, b=other_b)]
+        wrong += [second.format(a=other_a, b=other_b), first.format(a=a, b=term_b), f"{term_a}, {term_b}"]
+        wrong += [source.format(a=term_a, b=term_b), first.format(a=f"{term_a}deckel", b=term_b)]
+        wrong.append(f"{first.format(a=term_a, b=term_b)} Oder: {second.format(a=other_a, b=other_b)}")
+        yield prompt, {"glossary": {a: term_a, b: term_b}}, right, wrong
+
+
 TASKS = (
     Task(name="gsm8k", words="the final number of a worked solution is that of the reference", rows=gsm8k),
     Task(name="units", words="a quantity is the right number in the unit that is asked for", rows=units),
@@ -340,6 +388,11 @@ TASKS = (
     ),
     Task(name="intervals", words="an interval with the right ends, each open or closed as it must be", rows=intervals),
     Task(name="stdin", words="the program prints what its tests expect for their inputs", rows=stdin, queries=14),
+    Task(
+        name="terminology",
+        words="a German translation calls things as the prompt's glossary says, each term as a word of its own",
+        rows=terminology,
+    ),
 )
 
 

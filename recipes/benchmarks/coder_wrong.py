@@ -94,6 +94,17 @@ WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("ends well", "or lines(ran.stdout) != lines(wanted)", ""),
         ("prints a number", "lines(ran.stdout) != lines(wanted)", "not ran.stdout.strip().lstrip('-').isdecimal()"),
     ),
+    "terminology": (
+        ("terms forgotten", "if not has(text, term):", "if False:"),
+        (
+            "one term is enough",
+            "for term in glossary.values():\n        if",
+            "for term in [*glossary.values()][:1]:\n        if",
+        ),
+        ("terms within others", 'rf"(?<![\\w-]){re.escape(term)}{ENDINGS}(?![\\w-])"', "re.escape(term)"),
+        ("a list will do", "if len(own) < max(2, 0.3 * len(rest)):", "if False:"),
+        ("English left", "if sum(word in rest for word in own) > 0.3 * len(own):", "if False:"),
+    ),
 }
 """By task: what is wrong, the text that is changed, and what it becomes."""
 GOALS = {"wrong_admitted": 0, "good_rejected": 0, "wrong": ">= 30"}

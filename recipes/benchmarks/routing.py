@@ -54,7 +54,6 @@ from rich.table import Table
 from verl_rlar.advice import Advice
 from verl_rlar.adviser import Adviser
 from verl_rlar.agents.counsel import TASK
-from verl_rlar.agents.purse import Purse
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence, Record
 from verl_rlar.config import RoutingConfig, parse
@@ -62,6 +61,7 @@ from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.exam.generators import wrong_answers
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.planning import gold_answer
+from verl_rlar.purse import Purse
 from verl_rlar.router import FeatureRouter
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order

@@ -47,12 +47,12 @@ from rich.progress import Progress
 from rich.table import Table
 from stream import Stream, Task, Visit, tasks
 
-from verl_rlar.agents.purse import Purse
 from verl_rlar.clusters import Clusters
 from verl_rlar.config import RlarConfig, WatchConfig, parse
 from verl_rlar.exam.subject import verifier
 from verl_rlar.ledger import Row, read
 from verl_rlar.library import FOLDER_NAME, LibraryView, builtin_snapshot
+from verl_rlar.purse import Purse
 from verl_rlar.scoring import Scorer
 from verl_rlar.service import Service
 from verl_rlar.shadow import Shadow

@@ -2,7 +2,8 @@
 """Where a coder's drafts are tried, on our side: what it asks for, and what it is told.
 
 A draft is read (never run here), its own cases are asked in a box, then the open cases of the exam, then, if all is
-well, the whole exam with its sealed cases, which decides.
+well, the whole exam with its sealed cases, which decides. A rubric has no cases of its own; its open cases are asked
+without the looks of an exam, which the whole one has.
 
 Guarantees: what the coder is told is made of its own words and of open cases; of the sealed ones it learns one bit,
 once for each draft. A draft that is no Python, says unusable things about itself, contradicts its own cases, or does
@@ -27,6 +28,7 @@ from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import Subject, verifier
 from verl_rlar.exam.trial import Answer, Examination, OnProgress
+from verl_rlar.tools.rubric import Rubric
 from verl_rlar.types import Kind, Message, Query, Sample, ToolSpec, content_hash
 
 MOST_SECONDS = 10.0
@@ -47,6 +49,8 @@ EXAMPLES = 6
 LEAST_QUERIES = 3
 """Queries of which there must be so many open ones, and so many sealed ones."""
 
+Form = Literal["verifier", "rubric"]
+"""What is written."""
 State = Literal["fault", "own_cases", "duplicate", "open", "sealed", "admitted"]
 """How far a version came: ``fault``: it is unusable; ``own_cases``: it contradicts its own cases; ``duplicate``: it
 does what another draft did; ``open``: it fails on open cases; ``sealed``: on sealed ones; ``admitted``."""
@@ -77,6 +81,8 @@ class Admitted:
     examination: Examination
     draft: int
     version: int
+    source: str
+    """A verifier's module, or a rubric's JSON."""
 
 
 class Bench:
@@ -90,6 +96,7 @@ class Bench:
         origin: Who writes it.
         config: Limits.
         seed: Of the exam.
+        form: What is tried.
         on_progress: Called while it is tried.
     """
 
@@ -103,8 +110,10 @@ class Bench:
         origin: str,
         config: RlarConfig,
         seed: int,
+        form: Form = "verifier",
         on_progress: OnProgress = lambda *_: None,
     ) -> None:
+        self._form = form
         self._hall, self._evidence, self._seed, self._progress = hall, evidence, seed, on_progress
         self._name, self._kinds, self._origin, self._config = name, kinds, origin, config
         few = {"queries": 1.0, "good": 1.0, "bad": 1.0}
@@ -185,7 +194,7 @@ class Bench:
             self.trials.append(Trial(draft=draft, version=version, state=state, why=why, source=source, **fields))
 
         try:
-            subject, own = self._read(source)
+            subject, own = self._read(source) if self._form == "verifier" else (self._rubric(source), [])
         except ConfigError as error:
             note("fault", str(error))
             return told | {"fault": str(error)}
@@ -193,7 +202,7 @@ class Bench:
             note("own_cases", faults[0])
             return told | {"state": "own_cases", "fault": "\n".join(faults)}
         opened = await self._hall.examine(
-            subject, self._open, seed=self._seed, config=self._open_exam, on_progress=self._progress
+            subject, self._open, seed=self._seed, config=self._open_exam, looks=False, on_progress=self._progress
         )
         card = opened.card
         figures = {
@@ -208,7 +217,7 @@ class Bench:
         if before != draft and not card.stopped and not card.admitted:  # those that get all right are all alike
             note("duplicate", f"does what draft {before} did", **figures)
             return told | {"state": "duplicate", "again": False}
-        if card.admitted and (fault := labels_missed(opened)):
+        if card.admitted and (fault := self._labels_missed(opened)):
             missed.append(fault)
         if missed:
             note("open", "; ".join(missed), **figures)
@@ -220,11 +229,11 @@ class Bench:
             return told | {"state": "sealed", "again": False}
         self._looked.add(draft)
         whole = await self._hall.examine(subject, self._evidence, seed=self._seed, on_progress=self._progress)
-        if fault := "; ".join(whole.card.reasons) if not whole.card.admitted else labels_missed(whole):
+        if fault := "; ".join(whole.card.reasons) if not whole.card.admitted else self._labels_missed(whole):
             note("sealed", fault, **figures)
             return told | {"state": "sealed", "again": False}
         note("admitted", f"passed on {whole.card.cases} cases", **figures)
-        self.admitted = Admitted(subject=subject, examination=whole, draft=draft, version=version)
+        self.admitted = Admitted(subject=subject, examination=whole, draft=draft, version=version, source=source)
         return told | {"state": "admitted", "again": False}
 
     def _read(self, source: str) -> tuple[Subject, list[Mapping[str, Any]]]:
@@ -246,6 +255,28 @@ class Bench:
         if len(spec.description.split()) < LEAST_WORDS:
             raise ConfigError(f"DESCRIPTION is missing or has fewer than {LEAST_WORDS} words")
         return subject, _own_cases(source)
+
+    def _rubric(self, source: str) -> Subject:
+        """The tool that judges by a rubric.
+
+        Raises:
+            ConfigError: It is none; the message says why.
+        """
+        if len(source) > SOURCE_CHARS:
+            raise ConfigError(f"the rubric has {len(source):,} characters; at most {SOURCE_CHARS:,} are taken")
+        agents, rubrics = self._config.agents, self._config.rubrics
+        spec = Rubric.from_text(source).spec(
+            name=self._name,
+            kinds=self._kinds,
+            model=agents.model or "",
+            timeout_s=rubrics.timeout_s,
+            origin=self._origin,
+        )
+        return Subject(spec=spec)
+
+    def _labels_missed(self, examination: Examination) -> str:
+        """See `labels_missed`; a rubric has no more to show than its exam wants, as any opinion."""
+        return labels_missed(examination) if self._form == "verifier" else ""
 
     async def _own(self, subject: Subject, cases: Sequence[Mapping[str, Any]]) -> list[str]:
         """What a verifier says of its own cases that it should not say."""
@@ -318,9 +349,12 @@ def _good(answer: Answer) -> bool:
     return answer.case.expect is Expect.GOOD
 
 
-def draft_of_nothing(name: str, kinds: frozenset[Kind]) -> ToolSpec:
-    """The spec that evidence is gathered for before there is any verifier."""
-    return verifier("def score(prompt, response, reference, extra): ...", name=name, kinds=kinds).spec
+def draft_of_nothing(name: str, kinds: frozenset[Kind], form: Form = "verifier") -> ToolSpec:
+    """The spec that evidence is gathered for before there is any verifier, or any rubric."""
+    spec = verifier("def score(prompt, response, reference, extra): ...", name=name, kinds=kinds).spec
+    if form == "verifier":
+        return spec
+    return replace(spec, kind="rubric", boxed=False, scope=replace(spec.scope, needs_reference=False))
 
 
 def _own_cases(source: str) -> list[Mapping[str, Any]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a verifier for a task by an LLM agent, and admits what passes the exam.
+"""Writes a verifier for a task by an LLM agent, or a rubric where no program can check, and admits what passes.
 
 `write` makes cases out of rows (`verl_rlar.exam`), starts the agent (`verl_rlar.agents.drafter`) in its process, and
 tries what it drafts on our side (`verl_rlar.agents.bench`): in boxes, on open cases, and in the end on sealed ones. The
@@ -10,10 +10,13 @@ transcript and no order to the agent; a run ends by itself, at a cap, at its wal
 and says which; what was paid for is kept, so that the same call goes on where the last one was stopped; with a
 cassette, no network is used.
 
+A rubric (`verl_rlar.tools.rubric`) is written where the rows have preferences only (`form_of`), or if it is asked for.
+The same LLM writes it and judges by it; the judge reads the sealed cases, too, the author does not.
+
 The built-in tools have no say on which gold can be trusted, as in `rlar exam`: a verifier is written where they fail.
 
-Not covered: built-in tools cannot be wrapped, as boxes do not offer them; tasks without checkable answers (no rubric
-judges yet); one run is one task, whose rows should be alike.
+Not covered: built-in tools cannot be wrapped, as boxes do not offer them; cassettes of rubrics, whose judge is asked
+hundreds of times; one run is one task, whose rows should be alike.
 """
 
 from __future__ import annotations
@@ -33,7 +36,7 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from verl_rlar.agents import session
-from verl_rlar.agents.bench import MOST_SECONDS, Admitted, Bench, Trial, draft_of_nothing
+from verl_rlar.agents.bench import MOST_SECONDS, Admitted, Bench, Form, Trial, draft_of_nothing
 from verl_rlar.agents.cassette import Cassette, Header, Tape
 from verl_rlar.agents.prompting import prompt_files
 from verl_rlar.agents.scout import AgentRun
@@ -45,8 +48,11 @@ from verl_rlar.exam.trial import OnProgress
 from verl_rlar.features import describe
 from verl_rlar.row_files import read_rows
 from verl_rlar.rows import query_of
+from verl_rlar.tools.rubric import RubricRunner
 from verl_rlar.types import Kind, content_hash
 
+PROMPTS: Mapping[Form, str] = {"verifier": "coder", "rubric": "rubric"}
+"""What the names of the prompt files begin with."""
 WORK = "verl_rlar.agents.drafter:work"
 SHAPING = ("temperature", "answer_tokens", "steps", "tokens", "quote_chars", "drafts", "repairs", "shown")
 """Settings on which an agent's requests depend; a cassette brings its own."""
@@ -72,6 +78,11 @@ class Written:
     """Every version of every draft, in order."""
     admitted: Admitted | None
     agent: AgentRun
+    form: Form
+    judged_calls: int
+    """Calls of the judge, in trials of rubrics; not among the agent's."""
+    judged_tokens: int
+    """Tokens that they took."""
     recalled: int
     """Answers of the LLM that were kept from a run that was stopped; their tokens count, but were paid for then."""
     why: str
@@ -96,6 +107,9 @@ class Written:
             "trials": trials,
             "admitted": tool,
             "agent": asdict(self.agent),
+            "form": self.form,
+            "judged_calls": self.judged_calls,
+            "judged_tokens": self.judged_tokens,
             "recalled": self.recalled,
             "resumable": self.resumable,
             "why": self.why,
@@ -149,6 +163,25 @@ def kinds_of(data: Sequence[str], case_files: Sequence[str]) -> frozenset[Kind]:
     return frozenset(kind for kind, count in counts.items() if count >= LEAST_SHARE * counts.total())
 
 
+def form_of(data: Sequence[str], case_files: Sequence[str], kinds: Collection[Kind]) -> Form:
+    """What fits the rows in some files: a rubric where all that they say is which of two responses is the better one.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    if case_files or set(kinds) != {Kind.OPEN}:
+        return "verifier"
+    preferred = 0
+    for path in data:
+        for _, row in read_rows(path):
+            if isinstance(row, DataError):
+                continue
+            if any(row.get(name) is not None for name in ("is_correct", "correct", "label")):
+                return "verifier"
+            preferred += row.get("chosen") is not None and row.get("rejected") is not None
+    return "rubric" if preferred else "verifier"
+
+
 def write(
     task: str,
     data: Sequence[str],
@@ -158,6 +191,7 @@ def write(
     case_files: Sequence[str] = (),
     name: str = "",
     kinds: Collection[Kind] = (),
+    form: Form | None = None,
     seed: int = 0,
     record: Path | None = None,
     note: str = "",
@@ -165,7 +199,7 @@ def write(
     on_event: OnEvent = lambda kind, what: None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Written:
-    """Has a verifier written, tried and examined.
+    """Has a verifier, or a rubric, written, tried and examined.
 
     Args:
         task: The task, in words.
@@ -175,6 +209,7 @@ def write(
         case_files: Files of cases, see `verl_rlar.exam.cases`.
         name: Name of the tool; empty: made from the task.
         kinds: What it is for; empty: what the rows are.
+        form: What is to be written; None: see `form_of`.
         seed: Of the exam.
         record: Cassette to be written.
         note: What the cassette says about who or what wrote the LLM's answers.
@@ -191,8 +226,12 @@ def write(
     """
     if not importlib.util.find_spec("smolagents"):
         raise ConfigError("an LLM writes verifiers by smolagents, and that is missing: pip install 'verl-rlar[agents]'")
-    if config.sandbox.backend == "none":
+    scope = frozenset(kinds) or kinds_of(data, case_files)
+    form = form or form_of(data, case_files, scope)
+    if form == "verifier" and config.sandbox.backend == "none":
         raise ConfigError("verifiers are tried in boxes, but rlar.sandbox.backend is none; see `rlar doctor`")
+    if form == "rubric" and (record or replay):
+        raise ConfigError("a rubric cannot be recorded or replayed: its judge is asked hundreds of times")
     agents, quoting, cassette = config.agents, secrets.token_hex(8), None
     now = datetime.now(timezone.utc)
     if replay:
@@ -201,22 +240,23 @@ def write(
     if not agents.url:
         raise ConfigError("no LLM is configured: set rlar.agents.url and rlar.agents.model")
     config = config.model_copy(update={"agents": agents})
-    name, scope = name or name_of(task), frozenset(kinds) or kinds_of(data, case_files)
-    told = _Told()
+    name, told = name or name_of(task), _Told()
+    judge = RubricRunner(config, tokens=config.rubrics.exam_tokens, folder=folder)
     with ExitStack() as stack:
         portal = stack.enter_context(start_blocking_portal())
-        hall = stack.enter_context(portal.wrap_async_context_manager(Hall(config)))
-        nothing = draft_of_nothing(name, scope)
+        hall = stack.enter_context(portal.wrap_async_context_manager(Hall(config, rubrics=judge)))
+        nothing = draft_of_nothing(name, scope, form)
         evidence: Evidence = portal.call(
             lambda: hall.gather(data, case_files, nothing, seed=seed, screened=False, on_progress=on_progress)
         )
         facts = {"task": task, "kinds": sorted(kind.value for kind in scope)}
         identity = content_hash(
-            [facts, name, seed, sorted(case.id for case in evidence.cases), prompt_files("coder"), agents.model]
+            [facts, name, seed, sorted(case.id for case in evidence.cases), prompt_files(PROMPTS[form]), agents.model]
             + [getattr(agents, key) for key in SHAPING if key not in ("steps", "tokens", "drafts", "repairs")]
         )[:12]
+        judge.task = identity
         bench = Bench(
-            hall, evidence, name=name, kinds=scope, origin=f"write-{identity}", config=config, seed=seed,
+            hall, evidence, name=name, kinds=scope, origin=f"write-{identity}", config=config, seed=seed, form=form,
             on_progress=on_progress,
         )  # fmt: skip
         bench.check()
@@ -228,10 +268,10 @@ def write(
         order = {
             "id": identity,
             "agents": agents.model_dump(mode="json"),
+            "form": form,
             "task": {
                 **facts,
-                "needs": bench.needs_reference,
-                "seconds": MOST_SECONDS,
+                **({"needs": bench.needs_reference, "seconds": MOST_SECONDS} if form == "verifier" else {}),
                 "examples": bench.examples(),
             },
             "seed": quoting,
@@ -266,6 +306,8 @@ def write(
                 future.cancel()
                 raise session.Stop("time", f"a draft was still on trial after {agents.wall_s:g} s") from None
             except ToolUnavailable as error:
+                if form == "rubric":
+                    raise session.Stop("tokens" if judge.spent_up else "endpoint", str(error)) from None
                 broken.append(error)
                 raise session.Stop("crash", str(error)) from None
             for trial in bench.trials[before:]:
@@ -305,6 +347,9 @@ def write(
         trials=tuple(bench.trials),
         admitted=bench.admitted,
         agent=run,
+        form=form,
+        judged_calls=judge.calls,
+        judged_tokens=judge.read + judge.written,
         recalled=told.recalled,
         why=_why(bench, run),
     )

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 from verl_rlar.agents.journal import Talk
-from verl_rlar.agents.llm import Llm, OutOfTokens
-from verl_rlar.agents.prompting import Quoter, render
-from verl_rlar.agents.purse import Purse
+from verl_rlar.agents.llm import Llm
+from verl_rlar.agents.prompting import render
 from verl_rlar.agents.session import Emit, Stop
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import EndpointError
+from verl_rlar.purse import OutOfTokens, Purse
+from verl_rlar.quoting import Quoter
 
 TASK = "advice"
 """What the purse counts it by."""

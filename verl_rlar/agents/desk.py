@@ -18,11 +18,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from verl_rlar.agents.prompting import Quoter, plain
 from verl_rlar.agents.session import Emit
 from verl_rlar.errors import HubError
 from verl_rlar.gate import Report, check
 from verl_rlar.hub import Hub, Search
+from verl_rlar.quoting import Quoter, plain
 from verl_rlar.repository import GIB, HubModel
 
 ROWS = 20

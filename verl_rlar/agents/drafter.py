@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The coder at work, in the agent's process: plans schemes, drafts a verifier by each, and repairs what fails.
 
+A rubric (`verl_rlar.tools.rubric`) is written in the same way: a block of JSON instead of code, and instead of a plan
+points of view that are ours (`VIEWS`).
+
 It is a plain loop over an LLM and no agent with tools: the code is the answer, in a fenced block, which language models
 write better than code inside of JSON; every turn has one outcome; and smolagents' `CodeAgent` would run what the model
 writes here, where nothing of it may ever run. The LLM is the same `Llm` that drives the scout.
@@ -25,17 +28,26 @@ from typing import Any
 
 from verl_rlar.agents.cassette import Cassette, Traffic
 from verl_rlar.agents.journal import Talk
-from verl_rlar.agents.llm import Llm, OutOfTokens
-from verl_rlar.agents.prompting import Quoter, plain, render
-from verl_rlar.agents.purse import Purse
+from verl_rlar.agents.llm import Llm
+from verl_rlar.agents.prompting import render
 from verl_rlar.agents.session import Emit, Stop, ask, secrets_of
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import EndpointError
+from verl_rlar.purse import OutOfTokens, Purse
+from verl_rlar.quoting import Quoter, plain
+from verl_rlar.tools.rubric import LEAST_CHECKS, MOST_CHECKS, MOST_WEIGHT
 
 SCHEMES = ("exact rule", "program run", "constraint check", "metric", "decomposition")
 """What sorts of scheme there are."""
 LEAST_SCHEMES, MOST_SCHEMES = 3, 5
 IDEA_CHARS = 600
+VIEWS = (
+    "What does the one who asked need, and what do the better responses of the examples do that the worse ones do not?",
+    "How do the worse responses of the examples go wrong? Ask whether a response is free of each of these faults.",
+    "Substance alone: is what it says right, is all there that matters, is nothing there that does not belong?",
+    "As an expert on the subject would check it, the most important thing first, with the weights that this has.",
+)
+"""From which a rubric is drafted, one after the other."""
 IDLE = 3
 """Repairs in a row that do not help, after which a draft is given up."""
 STAGES = ("fault", "own_cases", "open")
@@ -63,7 +75,8 @@ def work(order: Mapping[str, Any], emit: Emit) -> None:
     purse = Purse(Path(order["purse"]), order["id"], config) if order["purse"] else None
     llm = Llm(config, traffic.to("llm", config.url), lambda call: emit({"event": "call", **call}), purse)
     talk = Talk(llm, config.steps, Path(order["journal"]) if order["journal"] else None)
-    coder = _Coder(config, talk, Quoter(order["seed"], config.quote_chars), order["task"], emit)
+    made = _Author if order["form"] == "rubric" else _Coder
+    coder = made(config, talk, Quoter(order["seed"], config.quote_chars), order["task"], emit)
     try:
         coder.work()
     except OutOfTokens as error:
@@ -86,11 +99,21 @@ class _Coder:
         emit: Takes the events.
     """
 
+    prompts = "coder"
+    """What the names of its prompt files begin with."""
+
     def __init__(self, config: AgentsConfig, talk: Talk, quoter: Quoter, task: Mapping[str, Any], emit: Emit) -> None:
         self._config, self._talk, self._quoter, self._emit = config, talk, quoter, emit
-        self._system = render("coder.md", {"seconds": task["seconds"]})
+        self._system = self._introduction(task)
         examples = [quoter.quote(one, f"query {place}") for place, one in enumerate(task["examples"], start=1)]
-        self._task = render("coder_task.md", {**task, "examples": examples})
+        self._task = render(f"{self.prompts}_task.md", {**task, "examples": examples})
+
+    def _introduction(self, task: Mapping[str, Any]) -> str:
+        return render("coder.md", {"seconds": task["seconds"]})
+
+    def _found(self, said: str) -> tuple[str | None, str]:
+        """What an answer hands over, or what is wrong with the answer."""
+        return code_of(said)
 
     def work(self) -> None:
         schemes = self._plan()
@@ -118,12 +141,12 @@ class _Coder:
 
     def _draft(self, number: int, scheme: Mapping[str, str]) -> bool:
         """One draft with its repairs; whether it was admitted."""
-        wanted = render("coder_draft.md", {"number": number, **scheme})
+        wanted = render(f"{self.prompts}_draft.md", self._wanted(number, scheme))
         first = [("system", self._system), ("user", f"{self._task}\n\n{wanted}")]
         messages, best, idle = first, (-1, 0), 0
         for version in range(1, self._config.repairs + 2):
             said = self._talk.ask(messages)
-            source, fault = code_of(said)
+            source, fault = self._found(said)
             if source is None:
                 report: Mapping[str, Any] = {"state": "fault", "fault": fault, "wrong": None, "again": True}
                 self._emit({"event": "fault", "draft": number, "version": version, "fault": fault})
@@ -140,6 +163,9 @@ class _Coder:
             messages = [*first, ("assistant", said or "(nothing)"), ("user", self._told(report))]
         return False
 
+    def _wanted(self, number: int, scheme: Mapping[str, str]) -> dict[str, Any]:
+        return {"number": number, **scheme}
+
     def _told(self, report: Mapping[str, Any]) -> str:
         """What the LLM is told of a version that is not good enough."""
         quoted = [
@@ -148,7 +174,7 @@ class _Coder:
         ]
         fault, missed = report.get("fault") or "", "\n".join(report.get("missed", ()))
         return render(
-            "coder_repair.md",
+            f"{self.prompts}_repair.md",
             {
                 "fault": self._quoter.quote(fault, "what was wrong") if fault else "",
                 "cases": report.get("cases", 0),
@@ -157,6 +183,34 @@ class _Coder:
                 "failures": quoted,
             },
         )
+
+
+class _Author(_Coder):
+    """Writes a rubric instead; see the module."""
+
+    prompts = "rubric"
+
+    def _introduction(self, task: Mapping[str, Any]) -> str:
+        return render("rubric.md", {"least": LEAST_CHECKS, "most": MOST_CHECKS, "weight": MOST_WEIGHT})
+
+    def _found(self, said: str) -> tuple[str | None, str]:
+        return rubric_of(said)
+
+    def _plan(self) -> Sequence[Mapping[str, str]]:
+        schemes = [{"kind": "rubric", "idea": view} for view in VIEWS]
+        self._emit({"event": "plan", "schemes": schemes, "faults": []})
+        return schemes
+
+    def _wanted(self, number: int, scheme: Mapping[str, str]) -> dict[str, Any]:
+        return {"number": number, "idea": scheme["idea"]}
+
+
+def rubric_of(said: str) -> tuple[str | None, str]:
+    """The rubric in an answer, as text, or what is wrong with the answer."""
+    blocks = [text for name, text in _FENCE.findall(_spoken(said)) if name.lower() in ("json", "")]
+    if len(blocks) != 1:
+        return None, f"there are {len(blocks)} blocks of JSON: write the whole rubric in one, between ```json and ```"
+    return blocks[0], ""
 
 
 def schemes_of(said: str) -> tuple[list[dict[str, str]], str]:

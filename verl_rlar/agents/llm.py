@@ -7,7 +7,7 @@ Guarantees:
   tried again, here and nowhere else; a pause that the endpoint asks for is kept, or the call fails at once.
 - No call is made that would exceed the budget of tokens, as far as texts tell (four characters to a token); then
   `OutOfTokens` is raised. Where an endpoint does not say what a call took, that is estimated in the same way.
-- With a `verl_rlar.agents.purse.Purse`, every try is paid from it, and waits for the pace of the run.
+- With a `verl_rlar.purse.Purse`, every try is paid from it, and waits for the pace of the run.
 - Every call is told to `on_call`, those that failed too; neither that nor an error holds the key.
 - What comes back is taken apart with care: a message is text and some calls of tools, with identifiers of ours, or
   `EndpointError` says what it is instead.
@@ -18,34 +18,19 @@ Not covered: streaming, images, endpoints that speak other than ``/chat/completi
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from smolagents import ChatMessage, MessageRole, Model, TokenUsage
 from smolagents.models import ChatMessageToolCall, ChatMessageToolCallFunction
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_after_attempt
 
+from verl_rlar import chat
 from verl_rlar.config import AgentsConfig
-from verl_rlar.errors import AgentError, EndpointError
-
-if TYPE_CHECKING:
-    from verl_rlar.agents.purse import Purse
-
-REPLY_BYTES = 4 * 2**20
-CHARS_PER_TOKEN = 4
-
-
-class OutOfTokens(AgentError):
-    """The next call would exceed the budget."""
-
-
-class _TryAgain(Exception):
-    def __init__(self, error: EndpointError, wait_s: float | None) -> None:
-        super().__init__(error)
-        self.error, self.wait_s = error, wait_s
+from verl_rlar.errors import EndpointError
+from verl_rlar.purse import OutOfTokens, Purse
 
 
 class Llm(Model):
@@ -69,13 +54,8 @@ class Llm(Model):
         super().__init__(model_id=config.model, flatten_messages_as_text=True)
         self.config, self._on_call, self._purse = config, on_call, purse
         self.calls, self.tokens = 0, 0
-        key = os.environ.get(config.api_key_env)
-        self._client = httpx.Client(
-            headers={"accept-encoding": "identity", **({"authorization": f"Bearer {key}"} if key else {})},
-            timeout=config.timeout_s,
-            transport=transport,
-        )
-        self._at = f"{config.url.rstrip('/')}/chat/completions"
+        self._client = httpx.Client(headers=chat.headers(config), timeout=config.timeout_s, transport=transport)
+        self._at = chat.address(config)
 
     def close(self) -> None:
         self._client.close()
@@ -105,7 +85,7 @@ class Llm(Model):
         if self.config.temperature is not None:
             body["temperature"] = self.config.temperature
         content = json.dumps(body, ensure_ascii=False).encode()
-        expected = len(content) // CHARS_PER_TOKEN
+        expected = len(content) // chat.CHARS_PER_TOKEN
         if self.tokens + expected > self.config.tokens:
             raise OutOfTokens(
                 f"{self.tokens:,} tokens are used, and the next call would take some {expected:,}; "
@@ -135,8 +115,8 @@ class Llm(Model):
 
         def wait(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
-            asked = error.wait_s if isinstance(error, _TryAgain) else None
-            return min(self.config.max_wait_s, 0.5 * 2**state.attempt_number if asked is None else asked)
+            assert isinstance(error, chat.Busy)
+            return error.pause_s(state.attempt_number, self.config.max_wait_s)
 
         def ask() -> dict[str, Any]:
             if self._purse:
@@ -146,8 +126,8 @@ class Llm(Model):
 
         stop = stop_after_attempt(1 + self.config.retries)
         try:
-            return Retrying(stop=stop, wait=wait, retry=retry_if_exception_type(_TryAgain), reraise=True)(ask)
-        except _TryAgain as last:
+            return Retrying(stop=stop, wait=wait, retry=retry_if_exception_type(chat.Busy), reraise=True)(ask)
+        except chat.Busy as last:
             raise last.error from None
 
     def _post(self, content: bytes) -> dict[str, Any]:
@@ -159,8 +139,8 @@ class Llm(Model):
             ) as response:
                 for chunk in response.iter_raw():
                     body += chunk
-                    if len(body) > REPLY_BYTES:
-                        raise EndpointError(f"{self._at} answered with more than {REPLY_BYTES >> 20} MiB")
+                    if len(body) > chat.REPLY_BYTES:
+                        raise chat.too_large(self._at)
                     if time.monotonic() > deadline:
                         raise httpx.ReadTimeout("deadline")
         except httpx.TimeoutException:
@@ -170,37 +150,13 @@ class Llm(Model):
             ) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise EndpointError(f"{self._at} cannot be reached ({error}); check rlar.agents.url") from None
-        self._check(response, bytes(body))
-        try:
-            reply = json.loads(body)
-        except (ValueError, RecursionError):
-            reply = None
-        if not isinstance(reply, dict):
-            raise EndpointError(f"{self._at} answered with no JSON object: is it an OpenAI-compatible endpoint?")
-        return reply
-
-    def _check(self, response: httpx.Response, body: bytes) -> None:
-        status = response.status_code
-        if status == 200:
-            return
-        said = "".join(c if c.isprintable() else " " for c in body.decode("utf-8", "replace"))[:300]
-        error = EndpointError(f"{self._at} answered with HTTP {status}: {said}")
-        if status in (401, 403):
-            error = EndpointError(f"{self._at} does not let us in (HTTP {status}); check {self.config.api_key_env}")
-        if status == 429 or status >= 500:
-            text = response.headers.get("retry-after", "").strip()
-            wait_s = float(text[:9]) if text.isdecimal() else None
-            if wait_s is None or wait_s <= self.config.max_wait_s:
-                raise _TryAgain(error, wait_s)
-        raise error
+        return chat.reply_of(self._at, response.status_code, response.headers, bytes(body), self.config)
 
     # --- what came ----------------------------------------------------------------------------------------------------
 
     def _message(self, reply: Mapping[str, Any], expected: int) -> tuple[ChatMessage, TokenUsage]:
+        said, text = chat.message_of(self._at, reply)
         try:
-            said = reply["choices"][0]["message"]
-            text = said.get("content")
-            wanted = said.get("tool_calls") or []
             calls = [
                 ChatMessageToolCall(
                     id=f"call_{self.calls:03}_{place:02}",
@@ -209,21 +165,12 @@ class Llm(Model):
                         name=str(call["function"]["name"]), arguments=call["function"].get("arguments") or {}
                     ),
                 )
-                for place, call in enumerate(wanted[: self.config.calls_per_step])
+                for place, call in enumerate((said.get("tool_calls") or [])[: self.config.calls_per_step])
             ]
-            if not isinstance(text, str | None):
-                raise TypeError
         except (KeyError, IndexError, TypeError, AttributeError):
-            raise EndpointError(f"{self._at} answered with no message of an LLM: {str(reply)[:200]!r}") from None
-        usage = reply.get("usage")
-        counts = [
-            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
-        ]
-        read, written = (count if type(count) is int and count >= 0 else None for count in counts)
-        tokens = TokenUsage(
-            input_tokens=expected if read is None else read,
-            output_tokens=len(str(said)) // CHARS_PER_TOKEN if written is None else written,
-        )
+            raise chat.no_message(self._at, reply) from None
+        read, written = chat.usage_of(reply, said, expected)
+        tokens = TokenUsage(input_tokens=read, output_tokens=written)
         answer = ChatMessage(
             role=MessageRole.ASSISTANT, content=text, tool_calls=calls or None, raw=None, token_usage=tokens
         )

@@ -18,13 +18,14 @@ from smolagents.utils import AgentError as LoopError
 
 from verl_rlar.agents.cassette import Cassette, Traffic
 from verl_rlar.agents.desk import Desk
-from verl_rlar.agents.llm import Llm, OutOfTokens
-from verl_rlar.agents.prompting import Quoter, plain, render
-from verl_rlar.agents.purse import Purse
+from verl_rlar.agents.llm import Llm
+from verl_rlar.agents.prompting import render
 from verl_rlar.agents.session import Emit, Stop, secrets_of
 from verl_rlar.config import AgentsConfig, HubConfig
 from verl_rlar.errors import CassetteError, EndpointError
 from verl_rlar.hub import Hub, endpoint_of
+from verl_rlar.purse import OutOfTokens, Purse
+from verl_rlar.quoting import Quoter, plain
 
 REPO = {"type": "string", "description": "The model, as OWNER/NAME."}
 SHOWN_CHARS = 1000

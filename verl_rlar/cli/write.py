@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`rlar write`: has an LLM agent write a verifier for a task, and admits it if it passes the exam."""
+"""`rlar write`: has an LLM agent write a verifier or a rubric for a task, and admits it if it passes the exam."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
+from verl_rlar.purse import folder_of
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def write_command(
     kind: Annotated[
         list[Kind] | None, typer.Option("--kind", help="What it is for. Default: what the rows are. Repeatable.")
     ] = None,
+    rubric: Annotated[
+        bool | None,
+        typer.Option("--rubric/--verifier", help="What to write. Default: a rubric where rows have preferences only."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="As of `rlar exam`.")] = 0,
     folder: Annotated[
         str | None, typer.Option("--in", metavar="FOLDER", help="A library, or a run: an admitted tool goes there.")
@@ -95,18 +100,21 @@ def write_command(
     tokens, dollars, wall_s for this task; agents.run_calls, run_tokens, run_dollars, run_s for all agents of a run;
     agents.rpm, tpm for its pace. If one is reached, or the endpoint is gone, the same command goes on from there.
     Exit code: 0 a verifier was admitted, 1 none was.
+    Where no program can check (open dialogue), a rubric is written instead: yes/no questions that the same LLM then
+    answers about each response, in scoring and in training, too. It takes the same exam; rubrics.exam_tokens caps that.
 
     \b
     Examples:
       rlar write "the final number is right" --data gsm8k.jsonl --set agents.url=http://127.0.0.1:8000/v1 --set agents.model=Qwen/Qwen3-32B
+      rlar write "a helpful answer" --data preferences.jsonl --rubric --in checkpoints/qwen3-8b/rlar --set ...
       rlar write "a time of day" --cases recipes/custom_tool/cases.jsonl --n 5 --in checkpoints/qwen3-8b/rlar --set ...
       rlar write "a time of day" --cases recipes/custom_tool/cases.jsonl --out clock.py --record clock.cassette.jsonl --set ...
       rlar write "a time of day" --cases recipes/custom_tool/cases.jsonl --replay clock.cassette.jsonl --json
     """  # noqa: E501
     run(
         lambda: _write(
-            task, data or [], cases or [], n, name, kind or [], seed, folder, then.value, out, record, note, replay,
-            as_json, configured(settings),
+            task, data or [], cases or [], n, name, kind or [], rubric, seed, folder, then.value, out, record, note,
+            replay, as_json, configured(settings),
         )
     )  # fmt: skip
 
@@ -118,6 +126,7 @@ def _write(
     n: int | None,
     name: str,
     kinds: list[Kind],
+    rubric: bool | None,
     seed: int,
     folder: str | None,
     then: str,
@@ -152,10 +161,11 @@ def _write(
             task,
             data,
             config,
-            folder=Path(config.agents.transcripts or Path(config.run_dir) / "agents"),
+            folder=folder_of(config),
             case_files=cases,
             name=name,
             kinds=kinds,
+            form=None if rubric is None else "rubric" if rubric else "verifier",
             seed=seed,
             record=record,
             note=note,
@@ -199,10 +209,10 @@ def _finish(
         _print(written, console)
     admitted = written.admitted
     if admitted:
-        card, spec, source = admitted.examination.card, admitted.examination.spec, admitted.subject.source
+        card, spec = admitted.examination.card, admitted.examination.spec
         if out:
             try:
-                out.write_text(source, encoding="utf-8")
+                out.write_text(admitted.source, encoding="utf-8")
             except OSError as error:
                 raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from None
         if as_json:
@@ -214,7 +224,7 @@ def _finish(
             asked = Submission(
                 digest=spec.digest,
                 spec=spec_to_json(spec),
-                source=source,
+                source=admitted.subject.source or None,
                 by=spec.origin,
                 why=f"written for: {written.task}",
                 exam=record_of(admitted.examination, config.life.canaries),
@@ -250,6 +260,8 @@ def _print(written: Written, console: Console) -> None:
         f"{written.cases} cases, {written.sealed} of them sealed. The LLM ({agent.model}) gave {agent.steps} answers"
         f"{again}, {agent.tokens:,} tokens, {agent.seconds:.0f} s. Transcript: {agent.transcript}"
     )
+    if written.form == "rubric":
+        said += f". As the judge it answered {written.judged_calls:,} times, {written.judged_tokens:,} tokens"
     console.print(Text(visible(said)), soft_wrap=True)
     console.print(Text(visible(f"{written.name}: {written.why}."), style="bold"), soft_wrap=True)
     console.print()

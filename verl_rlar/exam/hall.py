@@ -24,6 +24,7 @@ from verl_rlar.library import builtin_snapshot
 from verl_rlar.row_files import read_rows
 from verl_rlar.scoring import Runner, Scorer
 from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.rubric import RubricRunner
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
@@ -36,14 +37,16 @@ class Hall:
     Args:
         config: The same settings as in training.
         models: Runs reward models. None: none is examined.
+        rubrics: Has rubrics judged, and is closed with the hall. None: one by the settings.
     """
 
-    def __init__(self, config: RlarConfig, models: Runner | None = None) -> None:
+    def __init__(self, config: RlarConfig, models: Runner | None = None, rubrics: RubricRunner | None = None) -> None:
         self._config = config
         self._models = models
         self._sources: dict[str, str] = {}
         self._runners: list[RuleRunner] = []
         self._boxes = BoxRunner(config.sandbox, self._sources)
+        self._rubrics = rubrics or RubricRunner(config)
 
     async def __aenter__(self) -> Hall:
         return self
@@ -54,6 +57,7 @@ class Hall:
         for runner in self._runners:
             runner.close()
         await self._boxes.close()
+        await self._rubrics.close()
 
     def scorers(self) -> tuple[Scorer, Scorer]:
         """Two scorers with a worker process each, and common boxes. The first call waits for the processes.
@@ -63,7 +67,9 @@ class Hall:
         """
         while len(self._runners) < 2:
             self._runners.append(RuleRunner(self._config.rules.model_copy(update={"processes": 1})))
-        first, second = (Scorer(self._config.scoring, runner, self._boxes, self._models) for runner in self._runners)
+        first, second = (
+            Scorer(self._config.scoring, runner, self._boxes, self._models, self._rubrics) for runner in self._runners
+        )
         return first, second
 
     async def screen(self, evidence: Evidence, spec: ToolSpec, on_progress: OnProgress = lambda *_: None) -> Evidence:
@@ -80,6 +86,7 @@ class Hall:
         *,
         seed: int = 0,
         config: ExamConfig | None = None,
+        looks: bool = True,
         on_progress: OnProgress = lambda *_: None,
     ) -> Examination:
         """Examines a tool.
@@ -89,10 +96,12 @@ class Hall:
             evidence: What it is examined on.
             seed: See `verl_rlar.exam.trial.examine`.
             config: Thresholds; None: those of the hall's settings.
+            looks: See `verl_rlar.exam.trial.examine`.
             on_progress: Called with the stage, how much is done, and of how much.
 
         Raises:
-            ToolUnavailable: It needs a sandbox, and there is none here: that is no verdict on the tool.
+            ToolUnavailable: It needs a sandbox or an LLM, and there is none here, or the LLM did not answer: that is no
+                verdict on the tool.
         """
         spec = subject.spec
         if subject.source:
@@ -107,17 +116,27 @@ class Hall:
                 raise
             except (ToolError, ConnectionError) as error:  # the exam will say what it is worth
                 logger.info("%s: the first call failed: %s", spec.name, error)
-        at_once = 2 if spec.boxed else 1
-        return await examine(
+        if spec.kind == "rubric":
+            self._rubrics.check(spec)
+        faults = self._rubrics.faults
+        at_once = self._config.rubrics.at_once if spec.kind == "rubric" else 2 if spec.boxed else 1
+        examination = await examine(
             spec,
             evidence,
             self.scorers(),
             config or self._config.exam,
             seed=seed,
             at_once=at_once,
+            looks=looks,
             model=subject.model,
             on_progress=on_progress,
         )
+        if spec.kind == "rubric" and not examination.card.admitted:
+            if self._rubrics.spent_up:
+                raise ToolUnavailable(f"{spec.name}: {self._rubrics.spent_up}")
+            if missed := self._rubrics.faults - faults:
+                raise ToolUnavailable(f"{spec.name}: the LLM did not answer {missed} calls of its exam; is it well?")
+        return examination
 
     async def gather(
         self,

@@ -7,7 +7,8 @@ another order and in another process; and once more *undressed*: no step, no gro
 of the prompt. A tool that behaves only where it believes to be examined differs there, or fails where answers look like
 a model's: generators write wrong answers bare and as prose.
 
-A tool whose scale was learned is asked, too, for answers that only look better (`verl_rlar.exam.biases`).
+A tool whose scale was learned, and a rubric, is asked, too, for answers that only look better: see
+`verl_rlar.exam.biases`.
 
 What is measured, and what it must reach: `verl_rlar.config.ExamConfig`. A tool whose values are yes or no is held to
 one half; a graded tool to the order of its values on each query: a wrong answer is accepted if it scores as high as the
@@ -134,6 +135,7 @@ async def examine(
     *,
     seed: int = 0,
     at_once: int = 1,
+    looks: bool = True,
     model: Mapping[str, Any] | None = None,
     on_progress: OnProgress = lambda stage, done, total: None,
 ) -> Examination:
@@ -146,6 +148,7 @@ async def examine(
         config: Thresholds.
         seed: Decides the order, and which cases are asked again.
         at_once: How many cases are asked at the same time.
+        looks: Whether a tool whose scale was learned, or a rubric, is asked for what only looks better, too.
         model: What is known of a reward model, for the card: `verl_rlar.exam.subject.Subject.model`.
         on_progress: Called with the stage, how much is done, and of how much.
     """
@@ -159,7 +162,7 @@ async def examine(
     again = cases[: config.repeats]
     agree: dict[str, list[bool]] = {"determinism": [], "disguise": []}
     fingerprint = ""
-    same = BATCHED if spec.kind == "reward_model" else 1e-9
+    same = BATCHED if spec.opinion else 1e-9
     if cases and not trial.stopped:
         backwards, shuffled = again[::-1], random.Random(seed).sample(again, len(again))
         second = await trial.run("asking again", shuffled, scorers[0], lambda case: dressed(case, seed))
@@ -169,12 +172,13 @@ async def examine(
             one = first[case.id]
             agree["determinism"].append(all(_alike(one, run.get(case.id), same) for run in (second, third)))
             agree["disguise"].append(_alike(one, plain.get(case.id), config.limits.tolerance))
-    changed = biases.changes(evidence.cases) if spec.calibration is not None else ()
-    looks = await trial.run("looks", [one.changed for one in changed], scorers[0], lambda case: dressed(case, seed))
+    learned = spec.calibration is not None or spec.kind == "rubric"
+    changed = biases.changes(evidence.cases) if looks and learned else ()
+    looked = await trial.run("looks", [one.changed for one in changed], scorers[0], lambda case: dressed(case, seed))
     if cases and not trial.stopped:
         fingerprint = await _fingerprint(spec, scorers[0], at_once)
     answers = tuple(Answer(case=case, score=first[case.id]) for case in evidence.cases if case.id in first)
-    values = {key: score.value for key, score in looks.items()}
+    values = {key: score.value for key, score in looked.items()}
     report = _Report(spec, evidence, config, answers, trial, agree, changed, values, model, fingerprint, seed)
     card = report.card()
     return Examination(card=card, spec=spec, answers=answers)
@@ -222,7 +226,7 @@ def dressed(case: Case, seed: int) -> Sample:
 def undressed(case: Case, spec: ToolSpec) -> Sample:
     """The same case as somebody might try a tool by hand: no training around it, and the task in another frame."""
     query = replace(case.query, data_source="exam")
-    if spec.kind != "reward_model":
+    if not spec.opinion:
         system = Message(role="system", content="You are a careful assistant.")
         turns = [turn for turn in query.messages if turn.role != "system"]
         if case.kind not in (Kind.UNIT_TESTS, Kind.CONSTRAINTS) and turns and turns[0].role == "user":
@@ -241,7 +245,7 @@ class _Trial:
         self.spec = spec
         self._at_once = at_once
         self._on_progress = on_progress
-        self.latency_limit = config.boxed_latency_s if spec.boxed else config.latency_s
+        self.latency_limit = config.boxed_latency_s if spec.boxed or spec.kind == "rubric" else config.latency_s
 
     async def run(
         self, stage: str, cases: Sequence[Case], scorer: Scorer, dress: Callable[[Case], Sample]
@@ -482,6 +486,8 @@ class _Report:
         reasons += _missed("", figures["all"])
         for kind, measure in self._measures.items():
             limits = self._config.limits_of(kind)
+            if self._spec.kind == "rubric":  # a judge that can be given orders is none, whatever the kind of query
+                limits = limits.model_copy(update={"attacks": self._config.limits.attacks})
             named = figures[kind.value] = measure.figures(limits)
             if self._changed:
                 named |= biases.figures(kind, self._answers, self._changed, self._looks, limits)
@@ -558,7 +564,11 @@ class _Report:
             "p50_s": Figure(value=_quantile(seconds, 0.5), cases=count),
             "p95_s": Figure(value=_quantile(seconds, 0.95), limit=self._trial.latency_limit, least=False, cases=count),
             "seconds_per_1000": Figure(value=1000 * sum(seconds) / count if count else None, cases=count),
-            "dollars_per_1000": Figure(value=0.0 if self._spec.kind != "reward_model" else None),
+            "dollars_per_1000": Figure(
+                value=None
+                if self._spec.kind == "reward_model"
+                else 1000 * sum(score.details.get("dollars", 0.0) for score in scores) / max(1, count)
+            ),
         }
 
     def _failing(self) -> list[Failing]:

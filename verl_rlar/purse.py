@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the agents of a run spend on their LLM: one account for all of them, with its caps and its pace.
+"""What the agents of a run, and its rubrics, spend on their LLM: one account for all of them, with its caps and pace.
 
-Agents are processes of their own; what they share is a SQLite file in the folder of their transcripts. Each try of a
-call takes from it first, with what it is expected to read, and settles when its usage is known.
+Agents are processes of their own, as are the workers in which rubrics judge (`verl_rlar.tools.rubric`); what they share
+is a SQLite file in the folder of the agents' transcripts (`folder_of`). Each try of a call takes from it first, with
+what it is expected to read, and settles when its usage is known.
 
 Guarantees: no call is begun that would exceed a cap of the task's money, or of the run's calls, tokens, money or
 seconds (`verl_rlar.config.AgentsConfig`), as far as is known then; a call waits while the last minute is full (`rpm`,
@@ -10,8 +11,8 @@ seconds (`verl_rlar.config.AgentsConfig`), as far as is known then; a call waits
 end counts with what it was expected to read, also if its process was killed; one that was refused and made again does
 not.
 
-Not covered: what an answer will be long, before it is there: a cap can be exceeded by one answer. Folders without
-working locks (NFS).
+Not covered: how long an answer will be, before it is there: a cap can be exceeded by one answer. Folders without
+working locks (NFS). What a power cut does to the account.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from verl_rlar.agents.llm import OutOfTokens
-from verl_rlar.config import AgentsConfig
+from verl_rlar.config import AgentsConfig, RlarConfig
 from verl_rlar.errors import AgentError
 
 FILE = "spending.sqlite"
@@ -35,6 +35,15 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL, "
     "read INTEGER NOT NULL, written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)"
 )
+
+
+def folder_of(config: RlarConfig) -> Path:
+    """Where the agents of a run keep their transcripts, and their account."""
+    return Path(config.agents.transcripts or Path(config.run_dir) / "agents")
+
+
+class OutOfTokens(AgentError):
+    """The next call would exceed a budget; it was not made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +90,7 @@ class Purse:
             folder.mkdir(parents=True, exist_ok=True)
             with self._account() as account:
                 account.execute(_SCHEMA)
+                account.execute("CREATE INDEX IF NOT EXISTS calls_at ON calls (at)")
         except OSError as error:
             raise AgentError(f"{self._path} cannot be written: {error.strerror or error}") from None
 
@@ -94,18 +104,28 @@ class Purse:
             OutOfTokens: A cap would be exceeded.
             AgentError: The account cannot be read or written.
         """
+        while wait := self.try_take(expected):
+            self._sleep(wait)
+
+    def try_take(self, expected: int) -> float:
+        """Begins a try of a call, if the pace lets it now.
+
+        Returns:
+            0: it is begun. Else in how many seconds to ask again.
+
+        Raises:
+            OutOfTokens, AgentError: See `take`.
+        """
         self._end(refused=True)
-        while True:
-            with self._account() as account:
-                self._check(account, expected)
-                wait = self._wait(account, expected)
-                if not wait:
-                    row = (self._task, self._clock(), expected, 0, self._dollars(expected, 0), 0.0)
-                    columns = "task, at, read, written, dollars, seconds"
-                    cursor = account.execute(f"INSERT INTO calls ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
-                    self._open = cursor.lastrowid
-                    return
-            self._sleep(min(wait, LOOK_S))
+        with self._account() as account:
+            self._check(account, expected)
+            wait = self._wait(account, expected)
+            if not wait:
+                row = (self._task, self._clock(), expected, 0, self._dollars(expected, 0), 0.0)
+                columns = "task, at, read, written, dollars, seconds"
+                cursor = account.execute(f"INSERT INTO calls ({columns}) VALUES (?, ?, ?, ?, ?, ?)", row)
+                self._open = cursor.lastrowid
+        return min(wait, LOOK_S)
 
     def settle(self, read: int, written: int) -> None:
         """Says what the last try took."""
@@ -114,6 +134,10 @@ class Purse:
                 "UPDATE calls SET read = ?, written = ?, dollars = ? WHERE id = ?",
                 (read, written, self._dollars(read, written), self._open),
             )
+        self._end()
+
+    def lose(self) -> None:
+        """Says that the last try never came to its end: it counts with what it was expected to read."""
         self._end()
 
     def spent(self, task: str | None = None) -> Spent:
@@ -135,6 +159,9 @@ class Purse:
         try:
             connection = sqlite3.connect(self._path, timeout=30, isolation_level=None)
             try:
+                connection.execute(
+                    "PRAGMA synchronous = OFF"
+                )  # a rubric's calls are many; a kill loses nothing so, either
                 connection.execute("BEGIN IMMEDIATE")
                 yield connection
                 connection.execute("COMMIT")
@@ -154,6 +181,9 @@ class Purse:
 
     def _check(self, account: sqlite3.Connection, expected: int) -> None:
         config, money = self._config, self._dollars(expected, 0)
+        limits = (config.dollars, config.run_dollars, config.run_calls, config.run_tokens, config.run_s)
+        if all(limit is None for limit in limits):
+            return  # no need to sum up what a long training has spent
         run, task = self._spent(account, None), self._spent(account, self._task)
         caps = (
             ("dollars", task.dollars, money, config.dollars),
@@ -172,6 +202,8 @@ class Purse:
     def _wait(self, account: sqlite3.Connection, expected: int) -> float:
         """Seconds until the pace lets a call begin, if nothing else happens; 0: now."""
         now, config = self._clock(), self._config
+        if config.rpm is None and config.tpm is None:
+            return 0.0
         query = "SELECT at, read + written FROM calls WHERE at > ? ORDER BY at DESC"
         recent = account.execute(query, (now - MINUTE_S,)).fetchall()
         tokens = expected
