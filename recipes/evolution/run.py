@@ -388,7 +388,7 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), os.environ.get("PYTHONPATH", "")]
     )  # workers import `generic`
-    phase, prompts, streams = (12, 16, 10) if arguments.quick else (18, 24, 50)
+    phase, prompts, streams = (8, 14, 5) if arguments.quick else (18, 24, 50)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(arguments.keep or place)
         folder.mkdir(parents=True, exist_ok=True)
