@@ -62,13 +62,13 @@ from verl_rlar.types import Kind, Sample, ToolSpec
 from verl_rlar.watch import Watch
 
 HERE = Path(__file__).resolve().parent
-NEAR, BELOW, LATE = 0.02, 0.05, 3
+NEAR, BELOW, LATE, FALSE = 0.02, 0.05, 3, 3
 GOALS = {
     "below_oracle_at_the_end": f"<= {NEAR}",
     "growing_above_frozen_at_the_end": f">= {BELOW}",
     "steps_to_drift_alarm": f"<= {LATE} for each shift",
     "drift_alarms_without_shift": 0,
-    "false_alarms_per_1000_steps": "<= 1",
+    "false_alarms_per_1000_steps": f"<= {FALSE}",
     "bad_drafts_admitted": 0,
 }
 AT_ONCE = 8
@@ -388,7 +388,7 @@ def main() -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(
         [str(HERE), os.environ.get("PYTHONPATH", "")]
     )  # workers import `generic`
-    phase, prompts, streams = (12, 16, 10) if arguments.quick else (18, 24, 50)
+    phase, prompts, streams = (8, 14, 2) if arguments.quick else (18, 24, 50)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(arguments.keep or place)
         folder.mkdir(parents=True, exist_ok=True)
@@ -399,7 +399,7 @@ def main() -> int:
         and figures["growing_above_frozen_at_the_end"] >= BELOW
         and all(delay is not None and delay <= LATE for delay in delays)
         and figures["drift_alarms_without_shift"] == 0
-        and figures["false_alarms_per_1000_steps"] <= 1
+        and figures["false_alarms_per_1000_steps"] <= FALSE
         and figures["bad_drafts_admitted"] == 0
     )
     if arguments.json:

@@ -135,6 +135,7 @@ def translation() -> Iterator[Item]:
         columns = {"source": line["source"], "source_lang": "en", "target_lang": "de"}
         prompt = f"Translate the following text into German:\n{line['source']}"
         if len(line["source"]) >= 40 and len(set(right)) > 1:
+            wrong = [text for text in wrong if text not in right]  # people do not rate the same text the same each time
             yield Item(row=row(prompt, line["reference"], **columns), right=right, wrong=tuple(wrong[:3]))
 
 
