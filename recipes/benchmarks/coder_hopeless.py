@@ -70,9 +70,8 @@ def main() -> int:
                 agents = config.agents.model_copy(update={**budget, "timeout_s": arguments.wall_s})
                 config = config.model_copy(update={"agents": agents})
                 start = time.monotonic()
-                came = write(
-                    task.words, [str(file)], config, folder=Path(place) / "agents", name=f"{task.name}_{run}", seed=run
-                )
+                name = f"{task.name}_{run}"  # another name is another order, which does not go on with this one's
+                came = write(task.words, [str(file)], config, folder=Path(place) / "agents", name=name)
                 seconds = time.monotonic() - start
                 agent = came.agent
                 kept = agent.steps <= arguments.steps and agent.tokens <= TOKENS + arguments.answer_tokens

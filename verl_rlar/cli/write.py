@@ -36,6 +36,7 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
 from verl_rlar.purse import folder_of
+from verl_rlar.tools.rubric import Rubric
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
@@ -218,6 +219,8 @@ def _finish(
         if as_json:
             print_json({"type": "card", **card.as_dict()})
         else:
+            for check in Rubric.of(spec).checks if written.form == "rubric" else ():
+                print(visible(f"{check.weight:>3g}  {check.question}"))
             print("\n".join(map(visible, card.markdown().splitlines())))
         if folder:
             events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
