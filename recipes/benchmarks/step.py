@@ -335,7 +335,9 @@ def main() -> int:
     for name, section in (("training", training), ("scaling", scaling)):
         if args.only in (None, name):
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-                figures |= section(Path(folder), args)
+                found = section(Path(folder), args)
+            figures |= found
+            print(f"{name}: {json.dumps(found)}", file=sys.stderr, flush=True)
     ok, said = verdict(figures)
     table = Table("figure", "value", "goal", title="A step with and without the plugin", box=None)
     for name, value in figures.items():
