@@ -38,7 +38,7 @@ RUNS = 20
 STEPS, TOKENS, ANSWER_TOKENS, WALL_S, QUOTE_CHARS = 3, 16_000, 96, 36.0, 400
 GRACE_S = 30.0
 """What a run may take beside its wall clock: to gather its cases, and to end its process, in seconds."""
-GOALS = {"admitted": 0, "over_budget": 0, "without_a_reason": 0, "tokens_unaccounted": 0}
+GOALS = {"admitted": 0, "crashed": 0, "over_budget": 0, "without_a_reason": 0, "tokens_unaccounted": 0}
 
 
 def main() -> int:
@@ -77,6 +77,7 @@ def main() -> int:
                 kept = agent.steps <= arguments.steps and agent.tokens <= TOKENS + arguments.answer_tokens
                 kept = kept and seconds <= arguments.wall_s + GRACE_S
                 figures["admitted"] += came.admitted is not None
+                figures["crashed"] += agent.how == "crash"
                 figures["over_budget"] += not kept
                 figures["without_a_reason"] += not came.why
                 ends[agent.how] += 1
