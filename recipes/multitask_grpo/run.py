@@ -27,7 +27,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +83,20 @@ def compose(choices: Choices, extra: list[str]) -> Any:
 async def route(rows: dict[str, list[Row]], config: Any) -> dict[str, Routed]:
     """Routes rows by the run's settings and, if it names one, its library."""
     from verl_rlar.cli.score import live_tools
-    from verl_rlar.competence import NOTHING
     from verl_rlar.dispatcher import Dispatcher
     from verl_rlar.plugin import check
     from verl_rlar.rows import query_of
     from verl_rlar.trusted import trusted_snapshot
-    from verl_rlar.types import Snapshot
 
     settings = check(config)
-    tools, sources, known = {tool.name: tool for tool in trusted_snapshot(settings).tools}, {}, NOTHING
+    snapshot, known = trusted_snapshot(settings), ()
     if settings.library.path and Path(settings.library.path).is_dir():
-        live, sources, known = live_tools(settings.library.path, None, settings)
-        tools |= {tool.name: tool for tool in live.tools}
-    snapshot = Snapshot(tools=tuple(tools.values()))
+        live, *known = live_tools(settings.library.path, None, settings)
+        tools = {tool.name: tool for tool in (*snapshot.tools, *live.tools)}
+        snapshot = replace(live, tools=tuple(tools.values()))
     domains = {source.name: source.domain for source in SOURCES}
     found = {}
-    async with Dispatcher(settings, snapshot, sources, known) as dispatcher:
+    async with Dispatcher(settings, snapshot, *known) as dispatcher:
         for name, listed in rows.items():
             routes = [await dispatcher.route(query_of(one)) for one in listed]
             found[name] = Routed(
