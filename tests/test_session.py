@@ -96,7 +96,8 @@ def test_it_goes_when_who_started_it_goes(tmp_path: Path, blow: signal.Signals) 
     )
     try:
         for _ in range(600):
-            if said.exists() and said.read_text().endswith("\n"):
+            kept = "".join(path.read_text() for path in tmp_path.glob("test-*.jsonl"))
+            if said.exists() and said.read_text().endswith("\n") and '"told"' in kept:
                 break
             time.sleep(0.1)
         parent.send_signal(blow)
