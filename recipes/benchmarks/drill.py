@@ -494,7 +494,7 @@ def compare(seen: Mapping[str, Seen], run: Path, disturbed: Heard, calm: Heard) 
             elif ROWS[prompt] != "schema":  # nobody scores these
                 one.unscored += 1
                 one.uncounted += not (rows and rows[0][1] == "failed" and rows[0][2])
-    whole.lost += len(kept) - len(disturbed.got)
+    whole.lost += max(0, len(kept) - len(disturbed.got))
     return whole
 
 
