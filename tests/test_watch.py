@@ -24,7 +24,7 @@ from verl_rlar.calibration import fit
 from verl_rlar.config import RlarConfig, WatchConfig, parse
 from verl_rlar.errors import StoppedByAlarm
 from verl_rlar.inbox import waiting
-from verl_rlar.ledger import CanaryRow, Row, read
+from verl_rlar.ledger import CanaryRow, Row, ShadowRow, read
 from verl_rlar.library import FOLDER_NAME, Library, LibraryView
 from verl_rlar.report.figures import gather
 from verl_rlar.service import Service
@@ -429,8 +429,11 @@ async def test_what_is_off_is_not_watched(run_dir: Path) -> None:
     service = Service(config.model_copy(update={"watch": config.watch.model_copy(update={"enabled": False})}), "run")
     for step in range(1, 6):
         await long_is_good(service, step)
+        spec = (await service.at(step)).tool("final_answer")
+        await service.saw((ShadowRow(uid="u", session=0, step=step, score=tool_score(spec, 1.0)),), ())
     service.close()
     assert raised(run_dir) == []
+    assert service._watch._open == {}, "nothing is kept that nobody counts up"
 
 
 async def test_scores_of_a_fallback_are_no_tools_in_place_to_agree_with(tmp_path: Path) -> None:

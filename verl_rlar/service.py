@@ -257,8 +257,10 @@ class Service:
         self._ledger.add_canaries(canaries)
         self._metrics.saw_shadows(shadows)
         for row in shadows:
-            for watcher in (self._life, self._watch):
-                watcher.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=_seen(row.score))
+            part = _seen(row.score)
+            self._life.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=part)
+            if self._config.watch.enabled:  # else nobody would ever count it up, and forget it
+                self._watch.saw_shadow(step=row.step, uid=row.uid, session=row.session, part=part)
         for seen in canaries:
             score = seen.score
             self._life.saw_canary(
