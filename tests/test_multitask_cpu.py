@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import itertools
 import json
 import math
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,8 @@ from verl_rlar.config import RoutingConfig
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.router import FeatureRouter
 from verl_rlar.rows import query_of
+from verl_rlar.tools.rules import BUILTIN
+from verl_rlar.types import Sample
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "multitask_cpu"
 sys.path.insert(0, str(RECIPE))
@@ -76,6 +80,22 @@ def test_graders_and_rules_by_hand_put_right_answers_above_wrong_ones(name: str)
                 assert 0 <= score(wrong) < 0.9
 
 
+def test_no_single_rule_is_better_than_the_static_one() -> None:
+    """Right answers against those to another prompt of the family, where there is a reference."""
+    wins: dict[str, float] = {}
+    for rule in (rule for rule in BUILTIN if not rule.spec.boxed):
+        for name, right in RIGHT.items():
+            rows = tasks.family(name)[24:64]
+            for row, other in itertools.pairwise(rows):
+                query = query_of(row)
+                good, bad = (
+                    rule(Sample(query=query, response=right(of), step=0, uid="u", session=0, group_size=2)).value or 0.0
+                    for of in (row, other)
+                )
+                wins[rule.spec.name] = wins.get(rule.spec.name, 0.0) + (good > bad) + (good == bad) / 2
+    assert wins[arms.STATIC] == max(wins.values()), wins
+
+
 def test_constraints_are_graded_by_the_share_that_is_met() -> None:
     extra = {
         "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"],
@@ -109,7 +129,7 @@ def result(arm: str, seed: int, gain: float) -> dict[str, Any]:
     before = {f"{name} {n}": 0.2 for name in tasks.FAMILIES for n in range(3)}
     signs = {name: {"words": 10.0, "repeated": 0.1, "copied": 0.0} for name in tasks.FAMILIES}
     after = {prompt: value + gain for prompt, value in before.items()}
-    told = {"arm": arm, "seed": seed, "before": before, "after": after, "step_s": 2.0}
+    told = {"arm": arm, "seed": seed, "before": before, "after": after, "step_s": 2.0, "kl": 0.1}
     return told | {"signs_before": signs, "signs_after": signs}
 
 
@@ -132,3 +152,32 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
     assert (tmp_path / "gains.png").stat().st_size > 1000
     again = subprocess.run([*command, "--steps", "7"], capture_output=True, text=True, timeout=100)
     assert again.returncode == 2 and "other settings" in again.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_quick_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
+    """Mechanics only: a tiny policy learns nothing in four steps."""
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    command = [sys.executable, str(RECIPE / "run.py"), "--quick", "--json", "--results", str(tmp_path / "results")]
+    first = subprocess.Popen([*command, "--arms", "rlar"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert first.stderr is not None
+    told = ""
+    for line in first.stderr:
+        told += line
+        if line.startswith("step   2/4"):
+            first.send_signal(signal.SIGINT)
+    assert first.wait(100) == 130, told[-3000:]
+    assert "goes on from the last checkpoint" in told
+    again = subprocess.run([*command, "--arms", "rlar,rules"], capture_output=True, text=True, timeout=800)
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "step   1/4" not in again.stderr.partition("rules, seed 1")[0]
+    figures = json.loads(again.stdout.splitlines()[-1])["figures"]
+    assert figures["runs"] == 2
+    for arm in ("rlar", "rules"):
+        place = tmp_path / "results" / f"{arm}-1"
+        result = json.loads((place / "result.json").read_text())
+        assert result["kl"] > 0 and result["step_s"] > 0
+        assert result["before"].keys() == result["after"].keys() and len(result["after"]) == 8
+        assert not list(place.glob("global_step_*"))
+    assert "exposed_s" in json.loads((tmp_path / "results" / "rlar-1" / "result.json").read_text())

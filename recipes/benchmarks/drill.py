@@ -15,8 +15,8 @@ alone), which is the LLM of the agents as well: rows that no tool fits have them
     model_actor           the actor that keeps it is killed
     llm_429 llm_500 llm_garbage llm_hangs
                           what the LLM's endpoint does, for judge and agents
-    service worker        the service is killed; a reward worker is (its responses are sent again, which verl's own
-                          trainer would not do: see `kill.py`)
+    service worker        the service is killed; a reward worker is (which ends verl's own trainer, and has it make the
+                          steps since its checkpoint again: see `kill.py`; here the last two steps are made again)
     disk                  the disk of ledger and library is full for a while (a small tmpfs: needs root)
     node                  a node leaves, with its raylet and its reward worker
     stop                  a run of its own: the LLM fails for good, and `rlar.scoring.max_unscored` is to end the run
@@ -287,6 +287,7 @@ async def train(folder: Path, last: int) -> None:
     head = cluster.head_node.node_id
     workers = [start(head), start(second.node_id)]
     client, dice = Client(check(config)), random.Random(0)
+    dead: set[int] = set()
 
     async def one(step: int, prompt: int, session: int) -> dict[str, Any]:
         data = make(step, prompt, session)
@@ -298,6 +299,7 @@ async def train(folder: Path, last: int) -> None:
             except ray.exceptions.RayActorError:
                 if workers[place] is scorer:  # the first to see that it is dead
                     workers[place] = start(head)
+                    dead.add(step)
                 continue
             info = result["reward_extra_info"]
             value = result["reward_score"] if info["rlar_scored"] else None
@@ -308,9 +310,14 @@ async def train(folder: Path, last: int) -> None:
         client.begin_step(step)
         if (folder / "leave").exists() and leaving is None:
             leaving = asyncio.create_task(asyncio.to_thread(cluster.remove_node, second, allow_graceful=False))
-        calls = (one(step, prompt, session) for prompt in range(len(ROWS)) for session in range(GROUP))
-        scored = await asyncio.gather(*calls)
-        tell(scored=list(scored))
+        made = [step]
+        while made:
+            steps, made = made, []
+            dead.clear()
+            calls = (one(n, prompt, session) for n in steps for prompt in range(len(ROWS)) for session in range(GROUP))
+            tell(scored=list(await asyncio.gather(*calls)))
+            if dead:  # it took its last rows along, and verl goes back to a checkpoint
+                made = sorted({max(1, step - 1), step})
         tell(done=step)
         step += 1
         await asyncio.sleep(PAUSE_S)

@@ -34,19 +34,19 @@ class Size:
 
 FULL = Size(
     model="smollm2",
-    steps=48,
-    batches=24,
+    steps=32,
+    batches=16,
     per_family=2,
     held_out=24,
     answers=2,
-    tokens=48,
+    tokens=40,
     overrides=(
-        "data.max_prompt_length=128",
+        "data.max_prompt_length=76",  # all prompts are shorter, and every token of padding is computed
         "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
         "actor_rollout_ref.actor.optim.lr=4e-5",
         "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
         "actor_rollout_ref.rollout.n=6",
-        "actor_rollout_ref.rollout.max_model_len=256",
+        "actor_rollout_ref.rollout.max_model_len=128",
     ),
 )
 QUICK = Size(

@@ -18,7 +18,7 @@ Guarantees: the same arguments give the same data and, for a seed, the same orde
 made with other settings is refused; what ends this process ends the training.
 
 Not covered: verl's rollout is sampled with the seed, but sums on several threads may differ in the last bit, so a run
-repeated is close, not equal. No KL is taken: verl's reference model was not tried on a CPU.
+repeated is close, not equal. KL is a figure, not a part of the loss: verl's reference model was not tried on a CPU.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
+import signal
 import statistics
 import sys
 from collections import defaultdict
@@ -39,13 +41,20 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart")]
 
+import quickstart  # noqa: E402
+import training  # noqa: E402
 from arms import ARMS, available  # noqa: E402
 from experiment import FULL, QUICK, Size, verls  # noqa: E402
 from graders import grade, indicators  # noqa: E402
+from kl import divergence  # noqa: E402
 from tasks import FAMILIES, Row, rows  # noqa: E402
+
+from verl_rlar.errors import ConfigError  # noqa: E402
 
 RUNS = HERE.parent.parent / "runs"
 DONE, SETTINGS = "result.json", "settings.json"
+SIGNS = ("words", "repeated", "copied")
+"""Of an answer: what a reward may be gamed by."""
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 """Student's t at 95 %, two-sided, by degrees of freedom."""
 
@@ -53,8 +62,6 @@ T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2
 def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> dict[str, Any]:
     """Trains one arm with one seed, and grades it."""
     import pandas
-    import quickstart
-    import training
 
     from verl_rlar.cpu import models
 
@@ -63,23 +70,48 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     for name, split in (("train", train), ("test", test)):
         pandas.DataFrame(split).to_parquet(folder / f"{name}.parquet")
     build = {"tiny": models.build_tiny, "smollm2": models.build_smollm2}[size.model]
+    base = build(RUNS / "models" / size.model)
     begun = quickstart.checkpoint(folder) is not None
-    switches, overrides = verls(size, arm, seed, folder, build(RUNS / "models" / size.model), begun=begun)
+    switches, overrides = verls(size, arm, seed, folder, base, begun=begun)
     if size.model == "smollm2" and training.computes_in_bf16():
         overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
     result = {"arm": arm, "seed": seed, **graded(folder, test, size.steps), **costs(folder)}
+    last = folder / f"global_step_{size.steps}"
+    result["kl"] = divergence(base, last / "actor", result.pop("talks"))
     (folder / DONE).write_text(json.dumps(result))
+    shutil.rmtree(last)  # half a gigabyte and more for each
     return result
 
 
+def run_all(
+    size: Size, arms: Sequence[str], seeds: Sequence[int], folder: Path, console: Console, *, run: bool
+) -> list[dict[str, Any]]:
+    """The results of arms and seeds; those that are missing are trained first, if `run`."""
+    results = []
+    for seed in seeds:  # seed by seed, so that what is there can be compared early
+        for arm in arms:
+            place = folder / f"{arm}-{seed}"
+            if (place / DONE).exists():
+                results.append(json.loads((place / DONE).read_text()))
+            elif not run:
+                continue
+            elif why := available(arm):
+                console.print(f"{arm} is left out: {why}", highlight=False)
+            else:
+                console.print(f"{arm}, seed {seed}: {place}", highlight=False, soft_wrap=True)
+                results.append(run_one(size, arm, seed, place, console))
+    return results
+
+
 def graded(folder: Path, test: Sequence[Row], steps: int) -> dict[str, Any]:
-    """Grades of the held-out prompts before and after, by their number."""
+    """Grades of the held-out prompts before and after, by their number; `talks`: prompts and answers after."""
     by_prompt = {words(row["prompt"][0]["content"]): row for row in test}
     found: dict[str, Any] = {}
     for name, step in (("before", 0), ("after", steps)):
         grades: dict[str, list[float]] = defaultdict(list)
         signs: dict[str, dict[str, list[float]]] = {one: defaultdict(list) for one in FAMILIES}
+        found["talks"] = []
         for line in (folder / "answers" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
             asked = words(told["input"])
@@ -87,6 +119,7 @@ def graded(folder: Path, test: Sequence[Row], steps: int) -> dict[str, Any]:
             source, extra = row["data_source"], row["extra_info"]
             value = grade(source, told["output"], row["reward_model"]["ground_truth"], extra)
             grades[f"{source} {extra['index']}"].append(value)
+            found["talks"].append((row["prompt"][0]["content"], told["output"]))
             for sign, amount in indicators(told["output"], row["prompt"][0]["content"]).items():
                 signs[source][sign].append(amount)
         found[name] = {prompt: statistics.fmean(values) for prompt, values in grades.items()}
@@ -115,11 +148,11 @@ def costs(folder: Path) -> dict[str, float]:
 # --- What came of it --------------------------------------------------------------------------------------------------
 
 
-def mean_of(values: Sequence[float]) -> tuple[float, float, float]:
-    """A mean over seeds, and its 95 % t interval; NaN ends for one seed."""
+def mean_of(values: Sequence[float]) -> tuple[float, float | None, float | None]:
+    """A mean over seeds, and its 95 % t interval; no ends for one seed."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, math.nan, math.nan
+        return mean, None, None
     half = T.get(len(values) - 1, 1.96) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
@@ -147,10 +180,11 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             of[name] = mean_of([gain[name] for gain in mine.values()])
         if both := sorted(mine.keys() & static.keys()):
             of["above_static"] = mean_of([mine[seed]["overall"] - static[seed]["overall"] for seed in both])
-        of["step_s"] = statistics.fmean(result["step_s"] for result in by_arm[arm].values())
+        for name in ("step_s", "kl"):
+            of[name] = statistics.fmean(result[name] for result in by_arm[arm].values())
         exposed = [result["exposed_s"] for result in by_arm[arm].values() if "exposed_s" in result]
         of["exposed_s"] = statistics.fmean(exposed) if exposed else None
-        for sign in ("words", "repeated", "copied"):
+        for sign in SIGNS:
             of[sign] = statistics.fmean(
                 result["signs_after"][name][sign] for result in by_arm[arm].values() for name in FAMILIES
             )
@@ -159,15 +193,17 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def show(summary: Mapping[str, Any], console: Console) -> None:
-    def cell(value: Sequence[float]) -> str:
+    def cell(value: Sequence[float | None]) -> str:
         mean, low, high = value
-        return f"{mean:+.3f}" + ("" if math.isnan(low) else f" ({low:+.3f} to {high:+.3f})")
+        return f"{mean:+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
 
-    table = Table("arm", "seeds", *FAMILIES, "overall", "above static", "words", "repeated", "step s", box=None)
+    table = Table("arm", "seeds", *FAMILIES, "overall", "above static", *SIGNS, "KL", "step s", "exposed s", box=None)
     for arm, of in summary.items():
         above = cell(of["above_static"]) if "above_static" in of else "-"
         means = [cell(of[name]) for name in (*FAMILIES, "overall")]
-        rest = (above, f"{of['words']:.0f}", f"{of['repeated']:.2f}", f"{of['step_s']:.1f}")
+        exposed = "-" if of["exposed_s"] is None else f"{of['exposed_s']:.2f}"
+        signs = [f"{of[sign]:.{0 if sign == 'words' else 2}f}" for sign in SIGNS]
+        rest = (above, *signs, f"{of['kl']:.3f}", f"{of['step_s']:.1f}", exposed)
         table.add_row(arm, str(len(of["seeds"])), *means, *rest)
     console.print(table)
 
@@ -183,7 +219,7 @@ def draw(summary: Mapping[str, Any], file: Path) -> None:
     names, width = (*FAMILIES, "overall"), 0.8 / max(1, len(summary))
     for place, (arm, of) in enumerate(summary.items()):
         means = [of[name][0] for name in names]
-        ends = [[0.0 if math.isnan(of[name][1]) else of[name][0] - of[name][1] for name in names]] * 2
+        ends = [[0.0 if of[name][1] is None else of[name][0] - of[name][1] for name in names]] * 2
         axis.bar([n + place * width for n in range(len(names))], means, width, yerr=ends, capsize=3, label=arm)
     axis.set_xticks([n + 0.4 - width / 2 for n in range(len(names))], names)
     axis.set_ylabel("gain on held-out prompts")
@@ -219,31 +255,28 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
         return 2
     kept.write_text(told)
-    console, results = Console(stderr=True), []
-    for seed in seeds:  # seed by seed, so that what is there can be compared early
-        for arm in wanted:
-            place = folder / f"{arm}-{seed}"
-            if (place / DONE).exists():
-                results.append(json.loads((place / DONE).read_text()))
-            elif args.table:
-                continue
-            elif why := available(arm):
-                console.print(f"{arm} is left out: {why}", highlight=False)
-            else:
-                console.print(f"{arm}, seed {seed}: {place}", highlight=False, soft_wrap=True)
-                results.append(run_one(size, arm, seed, place, console))
+    console = Console(stderr=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        results = run_all(size, wanted, seeds, folder, console, run=not args.table)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (ConfigError, training.Failed) as error:
+        print(error, file=sys.stderr)
+        return 1
     summary = summarise(results)
     show(summary, Console())
     if summary:
         (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
         draw(summary, folder / "gains.png")
     ours = summary.get("rlar", {})
-    low = ours.get("above_static", (0, math.nan, math.nan))[1]
+    low = ours.get("above_static", (0, None, None))[1]
     best = all(ours["overall"][0] >= of["overall"][0] for of in summary.values()) if ours else False
-    ok = args.quick or (best and low > 0)
+    ok = args.quick or (best and low is not None and low > 0)
     if args.json:
         figures = {f"{arm}_overall": of["overall"][0] for arm, of in summary.items()}
-        figures |= {"runs": len(results), "above_static_low": None if math.isnan(low) else low}
+        figures |= {"runs": len(results), "above_static_low": low}
         goals = {"rlar_overall": ">= every arm", "above_static_low": "> 0"}
         print(json.dumps({"name": "multitask_cpu", "figures": figures, "goals": goals, "ok": ok}))
     return 0 if ok else 1

@@ -27,7 +27,7 @@ sys.path.insert(0, str(QUICKSTART))
 from data import SOURCES  # noqa: E402
 
 FAMILIES = ("constraints", "translation", "sums", "json")
-PROMPT_CHARS = 200
+PROMPT_CHARS = 170
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Ines Jan Kira Leo Mia Nils Olga Paul Rosa Sven Tara Uwe".split()
 CITIES = "Athens Berlin Cairo Dublin Essen Florence Geneva Hanoi Izmir Jena Kyoto Lima Madrid Nice Oslo Paris".split()
 Row = dict[str, Any]
