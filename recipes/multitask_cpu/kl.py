@@ -2,8 +2,8 @@
 """How far a training took a policy: KL from the trained policy to the one it began with, on the trained one's answers.
 
 At every token of an answer, and after its last one, both models' whole distributions are compared: the sum of
-p log(p / q) in nats, p the trained policy's. What is reported is the mean over all these places of all answers, computed
-on the CPU in float32.
+p log(p / q) in nats, p the trained policy's. What is reported is the mean over all these places of all answers,
+computed on the CPU in float32.
 
 Not covered: answers are texts, as verl keeps them, and are tokenised again: rarely, other tokens than were sampled.
 """
