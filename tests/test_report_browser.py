@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import make_sample
-from report_runs import make_run
+from report_runs import add_agents, make_run
 
 from verl_rlar.ledger import FILE_NAME, Ledger, Row
 from verl_rlar.library import FOLDER_NAME, LibraryView
@@ -110,6 +110,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("browser"))
+    add_agents(folder)
     (folder / "report.html").write_bytes(render(figures_of(folder)))
     return folder / "report.html"
 
@@ -155,10 +156,12 @@ def look_at_everything(page: Any) -> None:
 def test_of_fifty_hostile_strings_none_runs(browser: Any, opened: Opened, tmp_path: Path) -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) == 50
     turn = iter(range(10**9))
-    folder = make_run(
-        tmp_path,
-        lambda place: f"{HOSTILE[next(turn) % 50]} {place}" if place not in ("math", "chat") else HOSTILE[len(place)],
-    )
+
+    def words(place: str) -> str:
+        return f"{HOSTILE[next(turn) % 50]} {place}" if place not in ("math", "chat") else HOSTILE[len(place)]
+
+    folder = make_run(tmp_path, words)
+    add_agents(folder, words)
     (folder / "report.html").write_bytes(render(figures_of(folder)))
     page = opened(folder / "report.html")
     look_at_everything(page)
