@@ -286,6 +286,24 @@ def test_filters_narrow_the_samples_and_alarms_lead_to_them(opened: Opened, file
     assert means == sorted(means)
 
 
+def test_evidence_clusters_and_costs_can_be_looked_at(opened: Opened, file: Path) -> None:
+    page = opened(file)
+    alarm = page.locator(".alarm", has_text='"open: sea tales": length is paid')
+    assert alarm.locator(".evidence").text_content() == "correlation0.81figure40"
+    alarm.get_by_role("button", name="Show samples").click()
+    assert page.locator("#list .item").count() == 1 and "sea" in page.locator("#group").text_content()
+    page.locator('[data-key="filter clear"]').click()
+    assert page.locator("#list .item").count() > 1
+    routing = page.locator("#routing")
+    assert "open: sea tales" in routing.locator(".matrix").text_content()
+    page.locator('[data-key="flow kind"]').click()
+    assert "sea tales" not in routing.locator(".matrix").text_content() and "why advised" in routing.text_content()
+    costs = page.locator("#costs")
+    assert "$0.0040" in costs.text_content() and "880 tokens in 4 calls" in costs.text_content()
+    costs.get_by_role("button", name="rubric").click()
+    assert "question two" in page.locator("#tool").text_content()
+
+
 def test_it_prints_without_its_controls(opened: Opened, file: Path) -> None:
     page = opened(file)
     page.emulate_media(media="print")

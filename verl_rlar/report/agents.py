@@ -41,14 +41,13 @@ def spending(folder: Path) -> list[dict[str, Any]]:
         account = account_of(folder)
     except AgentError:
         return []
-    found = [
+    dearest = sorted(account.items(), key=lambda item: (-item[1].tokens, item[0]))[:TASKS]
+    return [
         {"who": NAMED.get(task) or ("scout" if task.startswith("scout-") else "coder"), "task": cut(task, 60)}
         | {"calls": spent.calls, "read": spent.read, "written": spent.written}
         | {"dollars": rounded(spent.dollars, 6), "seconds": rounded(spent.seconds, 2)}
-        for task, spent in account.items()
+        for task, spent in dearest
     ]
-    found.sort(key=lambda one: (-one["read"] - one["written"], one["task"]))
-    return found[:TASKS]
 
 
 def runs(folder: Path) -> list[dict[str, Any]]:

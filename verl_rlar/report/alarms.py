@@ -72,7 +72,8 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
     for times in _alike(figures["raised"]):
         latest, names = times[0], figures["clusters"]
-        cluster = names.get(latest["cluster"], latest["cluster"])
+        named = names.get(latest["cluster"], latest["cluster"])
+        cluster = f'"{named}"' if named != latest["cluster"] else named
         about = ", ".join(one for one in (latest["tool"], cluster) if one) or "the run"
         often = f" Raised {len(times)} times since step {times[-1]['step']}." if len(times) > 1 else ""
         say(
@@ -103,8 +104,8 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         say(
             "warn",
             f"One response was paid for {one['queries']} prompts",
-            f"{len(repeated)} texts are paid whatever the question is, this one {one['n']} times in the sampled rows, "
-            f"with {one['mean']:.2f} on the average: {one['text']}",
+            f"it is paid whatever the question is, {one['n']} times in the sampled rows, with {one['mean']:.2f} on the "
+            f"average{f'; {len(repeated) - 1} more like it' if len(repeated) > 1 else ''}: {one['text']}",
             tag="repeated",
         )
     doubted = figures["doubted"]

@@ -698,7 +698,9 @@ function toolPage(tool) {
           tool.misses.map((missed) => h("li", { class: "text" }, "– ", foreign(missed))),
         ),
       ),
-    tool.serving && later("How it is served", () => h("pre", { class: "text source" }, foreign(tool.serving))),
+    tool.serving &&
+      !tool.checks.length &&
+      later("How it is served", () => h("pre", { class: "text source" }, foreign(tool.serving))),
   );
   const history = card(
     "History",
@@ -893,22 +895,17 @@ function toolPage(tool) {
   const wide = [history];
   if (tool.card) wide.unshift(examCard(tool));
   const source = figures.sources[tool.source];
-  wide.push(
-    card(
-      "Source",
-      source === undefined
-        ? h(
-            "p",
-            { class: "gone" },
-            tool.source || tool.kind === "rule" || tool.kind === "verifier"
-              ? `Not in this file; see library/tools/${tool.digest}/source.py.`
-              : "It has none here.",
-          )
-        : later(`${fmt.n(source.split("\n").length)} lines`, () =>
-            h("pre", { class: "text source", tabindex: 0, role: "group", "aria-label": "Source" }, foreign(source)),
-          ),
-    ),
-  );
+  if (source !== undefined || tool.source || ["rule", "verifier"].includes(tool.kind))
+    wide.push(
+      card(
+        "Source",
+        source === undefined
+          ? h("p", { class: "gone" }, `Not in this file; see library/tools/${tool.digest}/source.py.`)
+          : later(`${fmt.n(source.split("\n").length)} lines`, () =>
+              h("pre", { class: "text source", tabindex: 0, role: "group", "aria-label": "Source" }, foreign(source)),
+            ),
+      ),
+    );
   return [h("div", { class: "grid two" }, cards), h("div", { class: "grid gap" }, wide)];
 }
 function examCard(tool) {
