@@ -436,7 +436,7 @@ function bars(chart) {
     const each = inner / chart.bars.length;
     const svg = s("svg", { height: tall, viewBox: `0 0 ${wide} ${tall}`, "aria-hidden": "true" });
     const axis = s("g", { class: "axis" });
-    for (const tick of ticks(0, high, 3))
+    for (const tick of ticks(0, high, 3).filter(Number.isInteger))
       axis.append(
         s("line", {
           x1: left,
