@@ -48,3 +48,8 @@ def dies(order: dict[str, Any], emit: Emit) -> None:
 def acquires(order: dict[str, Any], emit: Emit) -> None:
     """Tells what it was told, as if nothing had been found."""
     emit({"event": "acquired", "tool": None, "why": f"nothing for {order['gap']['kind']}"})
+
+
+def repeats(order: dict[str, Any], emit: Emit) -> None:
+    """Tells the event that it was told of."""
+    emit(order["event"])

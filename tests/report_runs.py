@@ -4,15 +4,24 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from verl_rlar.advice import FILE_NAME as ADVICE_FILE
+from verl_rlar.advice import Advice, Ruling
+from verl_rlar.agents import session as agents_session
 from verl_rlar.calibration import fit
+from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
+from verl_rlar.clusters import Clusters
+from verl_rlar.config import AgentsConfig
 from verl_rlar.exam.card import Card, Failing, Figure
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import FOLDER_NAME, Library, Trusted
+from verl_rlar.purse import Purse
+from verl_rlar.tools.rubric import Check, Rubric
 from verl_rlar.types import (
     Kind,
     Message,
@@ -247,3 +256,92 @@ def _group(
     ledger.add(rows)
     if shadows:
         ledger.add_shadows(shadows)
+
+
+def add_agents(folder: Path, words: Words | None = None) -> ToolSpec:
+    """One more step of `make_run`, in which a rubric judges; what was raised before it, what an LLM advised, what
+    agents did, and what all of them spent. Returns the rubric."""
+    words, step = words or str, STEPS + 1
+    rubric = Rubric(
+        checks=(Check(question=words("question one"), weight=2.0), Check(question=words("question two"))),
+        description=words("description of a rubric"),
+    ).spec(name="rubric", kinds=[Kind.OPEN], model=words("judge"), timeout_s=5.0, origin="coder")
+    query = Query(messages=(Message(role="user", content="Tell me of the sea."),), data_source=words("chat"))
+    clusters = Clusters(folder / FOLDER_NAME / CLUSTERS_FILE)
+    cluster = clusters.of(query)
+    clusters.rename(cluster, words("sea tales"))
+    with Library(folder / FOLDER_NAME) as library, Ledger(folder / FILE_NAME, token="run") as ledger:
+        trusted, *_ = tools(words)
+        library.begin([trusted], "run")
+        library.propose(rubric, None, by="coder", why=words("why proposed"))
+        made = Card(
+            tool="rubric", digest=rubric.digest, kind="rubric", verdict="admitted", reasons=(), figures={}, cases=9
+        )
+        library.put_exam(
+            rubric.digest,
+            card=made.as_dict(),
+            text="",
+            transcript=[],
+            passed=True,
+            by="exam",
+            why=words("why examined"),
+        )
+        library.append("live", rubric.digest, by="exam", why=words("why live"), step=step)
+        snapshot = library.snapshot(step)
+        ledger.add_tools(snapshot)
+        route = Route(
+            parts=(RoutePart(tool="rubric", digest=rubric.digest),),
+            reason=words("why routed"),
+            kind=Kind.OPEN,
+            covered=True,
+            snapshot=snapshot.version,
+            cluster=cluster,
+        )
+        ledger.add_route(query, route)
+        rows = []
+        for number in range(RESPONSES):
+            details = {"check_1": 1.0, "check_2": float(number == 0), "tokens_read": 200.0, "tokens_written": 20.0}
+            part = ToolScore(
+                tool="rubric",
+                digest=rubric.digest,
+                outcome=Outcome.SCORED,
+                raw=0.7,
+                value=0.7 + number / 10,
+                reason=words("reason of a rubric"),
+                seconds=0.5,
+                details=details | {"dollars": 0.001},
+            )
+            sample = Sample(
+                query=query, response=words("tale"), step=step, uid="sea", session=number, group_size=RESPONSES
+            )
+            score = Score(value=part.value, outcome=Outcome.SCORED, reason=words("reason of a score"), parts=(part,))
+            rows.append(
+                Row(sample=sample, route=route, score=score, sent=0.7, sent_as="value", received=1.8e9, seconds=0.6)
+            )
+        ledger.add(rows)
+        for raised in (9, step):
+            seen = (
+                words("what was seen"),
+                json.dumps({"correlation": 0.81, words("figure"): 40.0}),
+                json.dumps(["sea"]),
+            )
+            ledger.add_alarms([(raised, "length", rubric.digest, cluster, "rubric", "log", *seen)])
+    advised = Ruling(cluster=cluster, tool=rubric.digest, why=words("why advised"), by=words("llm"), question="0" * 16)
+    Advice(folder / FOLDER_NAME / ADVICE_FILE).add([advised], step)
+    config = AgentsConfig(dollars_read=5.0)
+    for task in ("rubrics", "advice", "a4deadf7417d", words("task")):
+        purse = Purse(folder / "agents", task, config)
+        purse.take(100)
+        purse.settle(200, 20)
+    tool = {"name": words("acquired"), "digest": rubric.digest}
+    ended = agents_session.run(
+        "agents_at_work:repeats",
+        {"event": {"event": "acquired", "cluster": cluster, "tool": tool, "why": words("why acquired")}},
+        folder=folder / "agents",
+        name="acquire-open",
+        wall_s=60,
+        secrets=[],
+        on_event=lambda event: None,
+    )
+    assert ended.how == "done", ended
+    return rubric

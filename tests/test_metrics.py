@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import make_sample
 from test_ledger import make_row
 
+from verl_rlar.config import AgentsConfig
 from verl_rlar.ledger import Row, ShadowRow
-from verl_rlar.metrics import StepMetrics
+from verl_rlar.metrics import CLUSTERS, StepMetrics, of_account
+from verl_rlar.purse import Purse, account_of
 from verl_rlar.types import Outcome, Score, ToolScore
 
 
@@ -78,3 +81,41 @@ def test_tools_without_a_say_are_counted_by_themselves() -> None:
     found = metrics.take()
     assert (found["rlar/shadow/new/abstained"], found["rlar/shadow/new/share"]) == (1.0, 2.0)
     assert "rlar/shadow/new/mean" not in found, "of which nothing can be said"
+
+
+def test_tokens_and_dollars_are_summed_up_by_tool_where_the_ledger_has_them() -> None:
+    metrics = StepMetrics()
+    paid = {"check_1": 1.0, "tokens_read": 300.0, "tokens_written": 20.0, "dollars": 0.002}
+    for session in range(2):
+        metrics.saw(row("a", session, replace(call("rubric", 1.0), details=paid), call("exact", 1.0)))
+    metrics.saw(row("b", 0, call("rubric", None, Outcome.FAILED)))
+    metrics.saw(row("b", 1, replace(call("model", 0.5), details={"tokens": 70.0, "truncated": 0.0})))
+    found = metrics.take()
+    assert (found["rlar/tool/rubric/tokens"], found["rlar/tool/rubric/dollars"]) == (640.0, 0.004)
+    assert found["rlar/tool/model/tokens"] == 70.0 and "rlar/tool/exact/tokens" not in found
+
+
+def test_what_agents_spent_is_what_their_account_says(tmp_path: Path) -> None:
+    assert of_account(account_of(tmp_path)) == {
+        f"rlar/agents/{name}": 0.0 for name in ("calls", "tokens", "dollars", "wait_s")
+    }
+    config = AgentsConfig(dollars_read=2.0, dollars_written=10.0)
+    for task in ("advice", "rubrics"):
+        purse = Purse(tmp_path, task, config)
+        purse.take(100)
+        purse.settle(120, 30)
+    found = of_account(account_of(tmp_path))
+    assert (found["rlar/agents/calls"], found["rlar/agents/tokens"]) == (2.0, 300.0)
+    assert found["rlar/agents/dollars"] == pytest.approx(2 * (120 * 2 + 30 * 10) / 1e6)
+
+
+def test_the_largest_clusters_have_numbers_of_their_own() -> None:
+    metrics = StepMetrics()
+    for number in range(CLUSTERS + 5):
+        for session in range(1 + (number == 7)):
+            of = row(f"{number}", session, call("exact", 1.0))
+            metrics.saw(replace(of, route=replace(of.route, cluster=f"math/number#{number}")))
+    found = metrics.take()
+    assert found["rlar/cluster/math/number#7/mean"] == 1.0
+    assert found["rlar/cluster/math/number#7/share"] == 2 / (CLUSTERS + 6)
+    assert sum(name.startswith("rlar/cluster/") and name.endswith("/share") for name in found) == CLUSTERS

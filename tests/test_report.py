@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import pytest
 from conftest import make_sample
-from report_runs import RESPONSES, STEPS, make_run
+from report_runs import RESPONSES, STEPS, add_agents, make_run
 from typer.testing import CliRunner, Result
 
 from verl_rlar.cli import app
@@ -123,6 +123,59 @@ def test_a_tools_page_has_its_exam_calibration_shadow_canaries_and_history(figur
     assert checker["use"] is None and checker["state"] == "examined"
     marks = [(event["step"], event["event"]) for event in figures["events"]]
     assert (5, "live") in marks and (10, "rolled_back") in marks and (0, "live") not in marks
+
+
+def test_clusters_advice_rubrics_agents_and_what_they_cost_are_shown(tmp_path: Path) -> None:
+    rubric = add_agents(make_run(tmp_path))
+    figures = figures_of(tmp_path)
+    [cluster] = [flow["cluster"] for flow in figures["flow"] if flow["route"] == "rubric"]
+    assert figures["clusters"][cluster] == f"{cluster.partition('#')[0]}: sea tales"
+    assert {flow["cluster"] for flow in figures["flow"]} == {cluster, "math", "open"}, "by kind, where there is none"
+    assert [(one["cluster"], one["digest"], one["step"]) for one in figures["advice"]] == [
+        (cluster, rubric.digest, STEPS + 1)
+    ]
+    page = next(page for page in figures["tools"] if page["digest"] == rubric.digest)
+    assert [(one["question"], one["weight"], one["yes"]) for one in page["checks"]] == [
+        ("question one", 2.0, 1.0),
+        ("question two", 1.0, 1 / RESPONSES),
+    ]
+    assert (page["use"]["tokens"], page["use"]["dollars"]) == (220 * RESPONSES, 0.001 * RESPONSES)
+    costs = {one["tool"]: (one["tokens"], one["dollars"]) for one in figures["costs"] if one["how"] == "use"}
+    assert costs["rubric"] == (880, 0.004) and costs["final_answer"] == (None, None)
+    spent = {one["task"]: one for one in figures["agents"]["spent"]}
+    assert {task: one["who"] for task, one in spent.items()} == {
+        "rubrics": "rubrics",
+        "advice": "advice on routes",
+        "a4deadf7417d": "coder",
+        "task": "coder",
+    }
+    one = spent["rubrics"]
+    assert (one["calls"], one["read"], one["written"], one["dollars"]) == (1, 200, 20, 0.001)
+    [did] = figures["agents"]["runs"]
+    assert (did["agent"], did["how"], did["tool"], did["reason"]) == (
+        "acquire-open",
+        "done",
+        "acquired",
+        "why acquired",
+    )
+    [raised] = [alarm for alarm in figures["alarms"] if alarm.get("sign") == "length"]
+    assert raised["title"].startswith(f"Before step {STEPS + 1}, rubric, ") and "2 times since step 9" in raised["text"]
+    assert raised["figures"] == [["correlation", 0.81], ["figure", 40.0]] and raised["uids"] == ["sea"]
+    [sample] = [group for group in figures["samples"] if "alarm" in group["tags"]]
+    assert sample["uid"] == "sea" and sample["cluster"] == cluster
+    silent = json.dumps(figures_of(tmp_path, texts=False))
+    assert "sea tales" not in silent and "why advised" not in silent and "why acquired" not in silent
+
+
+def test_a_damaged_account_or_transcript_is_left_out(tmp_path: Path) -> None:
+    add_agents(make_run(tmp_path))
+    (tmp_path / "agents" / "spending.sqlite").write_bytes(b"no account " * 100)
+    for transcript in (tmp_path / "agents").glob("*.jsonl"):
+        transcript.write_bytes(b'[1]\n{"event": "end", "how": ["odd"], "at": "x"}\n{"event": "acq')
+    (tmp_path / FOLDER_NAME / "advice.jsonl").write_text("no advice\n")
+    figures = figures_of(tmp_path)
+    assert figures["agents"]["spent"] == [] and figures["advice"] == []
+    assert [(one["how"], one["seconds"]) for one in figures["agents"]["runs"]] == [("['odd']", None)]
 
 
 def test_of_a_step_that_was_trained_again_the_latest_start_counts(tmp_path: Path) -> None:

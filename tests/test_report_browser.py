@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from conftest import make_sample
-from report_runs import make_run
+from report_runs import add_agents, make_run
 
 from verl_rlar.ledger import FILE_NAME, Ledger, Row
 from verl_rlar.library import FOLDER_NAME, LibraryView
@@ -110,6 +110,7 @@ def figures_of(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_run(tmp_path_factory.mktemp("browser"))
+    add_agents(folder)
     (folder / "report.html").write_bytes(render(figures_of(folder)))
     return folder / "report.html"
 
@@ -155,10 +156,12 @@ def look_at_everything(page: Any) -> None:
 def test_of_fifty_hostile_strings_none_runs(browser: Any, opened: Opened, tmp_path: Path) -> None:
     assert len(set(HOSTILE)) == len(HOSTILE) == 50
     turn = iter(range(10**9))
-    folder = make_run(
-        tmp_path,
-        lambda place: f"{HOSTILE[next(turn) % 50]} {place}" if place not in ("math", "chat") else HOSTILE[len(place)],
-    )
+
+    def words(place: str) -> str:
+        return f"{HOSTILE[next(turn) % 50]} {place}" if place not in ("math", "chat") else HOSTILE[len(place)]
+
+    folder = make_run(tmp_path, words)
+    add_agents(folder, words)
     (folder / "report.html").write_bytes(render(figures_of(folder)))
     page = opened(folder / "report.html")
     look_at_everything(page)
@@ -281,6 +284,24 @@ def test_filters_narrow_the_samples_and_alarms_lead_to_them(opened: Opened, file
     page.locator('[data-key="filter sort"]').select_option("low")
     means = [text for text in page.locator("#list .first span:last-child").all_text_contents() if text != "–"]
     assert means == sorted(means)
+
+
+def test_evidence_clusters_and_costs_can_be_looked_at(opened: Opened, file: Path) -> None:
+    page = opened(file)
+    alarm = page.locator(".alarm", has_text='"open: sea tales": length is paid')
+    assert alarm.locator(".evidence").text_content() == "correlation0.81figure40"
+    alarm.get_by_role("button", name="Show samples").click()
+    assert page.locator("#list .item").count() == 1 and "sea" in page.locator("#group").text_content()
+    page.locator('[data-key="filter clear"]').click()
+    assert page.locator("#list .item").count() > 1
+    routing = page.locator("#routing")
+    assert "open: sea tales" in routing.locator(".matrix").text_content()
+    page.locator('[data-key="flow kind"]').click()
+    assert "sea tales" not in routing.locator(".matrix").text_content() and "why advised" in routing.text_content()
+    costs = page.locator("#costs")
+    assert "$0.0040" in costs.text_content() and "880 tokens in 4 calls" in costs.text_content()
+    costs.get_by_role("button", name="rubric").click()
+    assert "question two" in page.locator("#tool").text_content()
 
 
 def test_it_prints_without_its_controls(opened: Opened, file: Path) -> None:

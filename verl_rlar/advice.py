@@ -73,6 +73,11 @@ class Advice:
         """All, in the order of their steps."""
         return tuple(self._rulings)
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """By ruling, the step from which on it counts."""
+        return tuple(self._steps)
+
     def on(self, snapshot: Snapshot, step: int | None = None) -> Snapshot:
         """The snapshot of a step, with the identity of the rulings that count there; None: of all there are."""
         known = next((id for since, id in reversed(self._id_at) if step is None or since <= step), "")

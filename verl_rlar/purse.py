@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from verl_rlar.config import AgentsConfig, RlarConfig
 from verl_rlar.errors import AgentError
@@ -61,6 +62,42 @@ class Spent:
     @property
     def tokens(self) -> int:
         return self.read + self.written
+
+
+def cost_of(details: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Tokens that a tool's call took (read and written), and dollars, by the details of its score; None: they do not
+    say. Rubrics tell ``tokens_read``, ``tokens_written`` and ``dollars``, reward models ``tokens``."""
+    counts = [details[name] for name in ("tokens", "tokens_read", "tokens_written") if name in details]
+    return (sum(map(float, counts)), float(details.get("dollars", 0.0))) if counts else None
+
+
+def account_of(folder: Path) -> dict[str, Spent]:
+    """What was spent by task, of an account that may be in use; nothing is written.
+
+    Args:
+        folder: Where it is kept; without one there, nothing was spent.
+
+    Raises:
+        AgentError: It cannot be read.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return {}
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as account:
+            return {
+                task: _spent(sums) for task, *sums in account.execute(f"SELECT task, {_SUMS} FROM calls GROUP BY task")
+            }
+    except sqlite3.Error as error:
+        raise AgentError(f"the account of the agents, {path}, cannot be read: {error}") from None
+
+
+_SUMS = "COUNT(*), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds)"
+
+
+def _spent(sums: Sequence[Any]) -> Spent:
+    calls, read, written, dollars, seconds = sums
+    return Spent(calls=calls, read=int(read), written=int(written), dollars=dollars, seconds=seconds)
 
 
 class Purse:
@@ -172,9 +209,7 @@ class Purse:
 
     def _spent(self, account: sqlite3.Connection, task: str | None) -> Spent:
         where, values = ("WHERE task = ?", (task,)) if task is not None else ("", ())
-        sums = "COUNT(*), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds)"
-        calls, read, written, dollars, seconds = account.execute(f"SELECT {sums} FROM calls {where}", values).fetchone()
-        return Spent(calls=calls, read=int(read), written=int(written), dollars=dollars, seconds=seconds)
+        return _spent(account.execute(f"SELECT {_SUMS} FROM calls {where}", values).fetchone())
 
     def _dollars(self, read: int, written: int) -> float:
         return (read * self._config.dollars_read + written * self._config.dollars_written) / 1e6

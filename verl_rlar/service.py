@@ -47,6 +47,7 @@ from verl_rlar.clusters import Clusters
 from verl_rlar.competence import FOLDER_NAME, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import (
+    AgentError,
     LedgerError,
     LibraryError,
     ServiceUnreachable,
@@ -60,8 +61,9 @@ from verl_rlar.inbox import take_in
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import CHANGES, Library, LibraryView, library_path
 from verl_rlar.life import Decision, Life
-from verl_rlar.metrics import StepMetrics
+from verl_rlar.metrics import StepMetrics, of_account
 from verl_rlar.nodes import RECONNECT_S, Models, same_or
+from verl_rlar.purse import account_of, folder_of
 from verl_rlar.router import FeatureRouter, RouteCache
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split, ToolScore, ToolSpec
@@ -335,9 +337,19 @@ class Service:
 
     async def metrics(self, step: int) -> dict[str, float]:
         """What was scored since the last call, for verl's logger; see `verl_rlar.metrics`."""
-        snapshot = LibraryView.snapshot(self._library, step)
-        tools = {"rlar/live": float(len(snapshot.tools)), "rlar/shadows": float(len(snapshot.shadows))}
-        return self._metrics.take() | tools | self._adviser.metrics()
+        now, before = (LibraryView.snapshot(self._library, at) for at in (step, max(0, step - 1)))
+        tools = {"rlar/live": len(now.tools), "rlar/shadows": len(now.shadows)}
+        models = [
+            {tool.digest for tool in (*one.tools, *one.shadows) if tool.kind == "reward_model"} for one in (now, before)
+        ]
+        tools |= {"rlar/served": len(models[0]), "rlar/swaps": len(models[0] ^ models[1])}
+        spent: dict[str, float] = {}
+        if self._config.agents.url:
+            try:
+                spent = of_account(await asyncio.to_thread(account_of, folder_of(self._config)))
+            except AgentError as error:
+                logger.warning("%s", error)
+        return self._metrics.take() | {name: float(n) for name, n in tools.items()} | spent | self._adviser.metrics()
 
     def _advise(self, step: int) -> None:
         """Takes up what an LLM has advised on routes, and has it asked."""

@@ -99,7 +99,8 @@ def _report(
 
     def gather() -> dict[str, Any]:
         view = LibraryView(found) if found else None
-        return figures.gather(place, view, groups=groups, texts=texts)
+        agents = Path(config.agents.transcripts) if config.agents.transcripts else None
+        return figures.gather(place, view, agents=agents, groups=groups, texts=texts)
 
     if live:
         return _serve(gather, place, found, port, show=show)

@@ -7,6 +7,6 @@
     Path("report.html").write_bytes(page.render(gathered))
 
 `reading` opens a ledger in one consistent state; `figures` counts in SQL, and samples where it would have to read all;
-`tools`, `samples` and `alarms` make the parts of the same names; `page` puts the figures into a file that needs nothing
-else; `live` serves that page on loopback while a training goes on.
+`tools`, `samples`, `agents` and `alarms` make the parts of the same names; `page` puts the figures into a file that
+needs nothing else; `live` serves that page on loopback while a training goes on.
 """

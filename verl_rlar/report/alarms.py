@@ -52,7 +52,8 @@ ACTIONS: Mapping[str, str] = {
 
 def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The alarms of a report, the gravest first: ``level``, ``title``, ``text``, and what to look at (``tool``, a
-    digest; ``tag``, of samples; ``task``)."""
+    digest; ``tag``, of samples; ``task``); of what was raised while it trained also ``sign``, the ``figures`` that it
+    was raised for, and ``uids`` of examples."""
     found: list[dict[str, Any]] = []
 
     def say(level: str, title: str, text: str, **look: Any) -> None:
@@ -69,13 +70,20 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
                 event["why"],
                 tool=event["digest"],
             )
-    for raised in figures["raised"]:
-        about = ", ".join(one for one in (raised["tool"], raised["cluster"]) if one) or "the run"
+    for times in _alike(figures["raised"]):
+        latest, names = times[0], figures["clusters"]
+        named = names.get(latest["cluster"], latest["cluster"])
+        cluster = f'"{named}"' if named != latest["cluster"] else named
+        about = ", ".join(one for one in (latest["tool"], cluster) if one) or "the run"
+        often = f" Raised {len(times)} times since step {times[-1]['step']}." if len(times) > 1 else ""
         say(
-            "bad" if raised["action"] in ("quarantine", "stop") else "warn",
-            f"Before step {raised['step']}, {about}: {TITLES[raised['sign']]}",
-            f"{raised['text']}.{ACTIONS[raised['action']]}",
-            **({"tool": raised["digest"]} if raised["digest"] else {}),
+            "bad" if any(one["action"] in ("quarantine", "stop") for one in times) else "warn",
+            f"Before step {latest['step']}, {about}: {TITLES[latest['sign']]}",
+            f"{latest['text']}.{ACTIONS[latest['action']]}{often}",
+            sign=latest["sign"],
+            figures=[[name, value] for name, value in latest["figures"].items()][:8],
+            uids=sorted({uid for one in times for uid in one["examples"]}),
+            **({"tool": latest["digest"]} if latest["digest"] else {}),
         )
     for split, curves in figures["curves"].items():
         _of_curves(split, curves, say)
@@ -96,8 +104,8 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
         say(
             "warn",
             f"One response was paid for {one['queries']} prompts",
-            f"{len(repeated)} texts are paid whatever the question is, this one {one['n']} times in the sampled rows, "
-            f"with {one['mean']:.2f} on the average: {one['text']}",
+            f"it is paid whatever the question is, {one['n']} times in the sampled rows, with {one['mean']:.2f} on the "
+            f"average{f'; {len(repeated) - 1} more like it' if len(repeated) > 1 else ''}: {one['text']}",
             tag="repeated",
         )
     doubted = figures["doubted"]
@@ -109,6 +117,14 @@ def alarms(figures: Mapping[str, Any]) -> list[dict[str, Any]]:
             tag="disagree",
         )
     return sorted(found, key=lambda alarm: LEVELS.index(alarm["level"]))
+
+
+def _alike(raised: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """What was raised while it trained, by what it is about: each the newest first, as they come."""
+    found: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for one in raised:
+        found.setdefault((one["sign"], one["digest"], one["cluster"]), []).append(one)
+    return list(found.values())
 
 
 def _of_curves(split: str, curves: Mapping[str, Any], say: Any) -> None:

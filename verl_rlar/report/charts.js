@@ -52,6 +52,7 @@ const fmt = {
   g: (value) => (value === null || value === undefined ? "–" : String(Number(Number(value).toPrecision(4)))),
   p: (value) =>
     value === null || value === undefined ? "–" : (100 * value).toFixed(value > 0 && value < 0.0995 ? 1 : 0) + " %",
+  d: (value) => (value ? `$${value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value < 1 ? 4 : 2)}` : "–"),
   s: (value) => {
     if (value === null || value === undefined) return "–";
     if (value < 0.001) return (value * 1e6).toFixed(0) + " µs";
@@ -435,7 +436,7 @@ function bars(chart) {
     const each = inner / chart.bars.length;
     const svg = s("svg", { height: tall, viewBox: `0 0 ${wide} ${tall}`, "aria-hidden": "true" });
     const axis = s("g", { class: "axis" });
-    for (const tick of ticks(0, high, 3))
+    for (const tick of ticks(0, high, 3).filter(Number.isInteger))
       axis.append(
         s("line", {
           x1: left,
@@ -663,11 +664,37 @@ function curve(chart) {
   );
 }
 
-// Data sources -> kinds of query -> tools; flows: [{source, kind, route, n}]
+// Data sources -> clusters or kinds of query -> tools; flows: [{source, group, route, n}]; what is small is put together
+const NODES = 14;
 function sankey(flows) {
   flows = flows.map((flow) => ({ ...flow, route: flow.route === "-" ? "(no tool)" : flow.route }));
+  for (const level of ["source", "group", "route"]) {
+    const sizes = new Map();
+    for (const flow of flows) sizes.set(flow[level], (sizes.get(flow[level]) || 0) + flow.n);
+    const kept = new Set(
+      [...sizes]
+        .sort((a, b) => b[1] - a[1])
+        .slice(0, NODES)
+        .map(([name]) => name),
+    );
+    if (sizes.size > NODES + 1)
+      for (const flow of flows) if (!kept.has(flow[level])) flow[level] = `(${sizes.size - NODES} others)`;
+  }
+  const joined = new Map();
+  for (const flow of flows) {
+    const key = JSON.stringify([flow.source, flow.group, flow.route]),
+      had = joined.get(key);
+    if (!had) joined.set(key, { ...flow });
+    else {
+      const scored = had.scored + flow.scored;
+      had.mean = scored ? ((had.mean || 0) * had.scored + (flow.mean || 0) * flow.scored) / scored : null;
+      had.scored = scored;
+      had.n += flow.n;
+    }
+  }
+  flows = [...joined.values()];
   return drawn("chart", (wide) => {
-    const levels = ["source", "kind", "route"],
+    const levels = ["source", "group", "route"],
       small = wide < 560;
     const gap = 9,
       thick = 13,
@@ -741,7 +768,7 @@ function sankey(flows) {
             s(
               "title",
               {},
-              `${plain(flow.source)} → ${flow.kind} → ${plain(flow.route)}: ${fmt.n(flow.n)} responses, mean ${fmt.v(flow.mean)}`,
+              `${plain(flow.source)} → ${plain(flow.group)} → ${plain(flow.route)}: ${fmt.n(flow.n)} responses, mean ${fmt.v(flow.mean)}`,
             ),
           ),
         );

@@ -5,12 +5,15 @@
 
     run          place, starts of training, rows, groups, steps, what was sampled, whether texts are there
     curves       by split: steps, all, outcomes, groups, tasks, routes, uncovered; a point is one step or a few
-    flow         data source, kind of query, tools: responses and their mean
+    flow         data source, cluster, kind of query, tools: responses and their mean
+    clusters     names of clusters, by id
+    advice       what an LLM advised on routes
     tools        a page each, see `verl_rlar.report.tools`; sources, by the hash that a page names; tools_left_out
     events       what happened in the library
     raised       alarms that were raised during the training, by `verl_rlar.watch`
     alarms       these and what the whole run shows, see `verl_rlar.report.alarms`
-    costs        seconds by tool
+    costs        seconds, tokens and dollars by tool
+    agents       what agents and rubrics spent, by task, and what agents did
     length       length of responses, and what it pays
     repeated, doubted    signs of cheats
     samples      see `verl_rlar.report.samples`
@@ -19,7 +22,8 @@ Guarantees: nothing is written; the same run gives the same figures. Counts, out
 responses; what needs the parts of a score (calls of each tool, seconds, kinds of query) is of `ROWS` sampled rows in
 larger runs, and scaled. Names and texts are the run's own: foreign, cut, and not escaped here.
 
-Not covered: tokens and money are not in the ledger.
+Not covered: tokens and dollars of tools are those of calls that were scored, as the ledger has no others; the account
+of the agents, which is of rubrics, too, has all. Prices are those that were configured when a call was made.
 """
 
 from __future__ import annotations
@@ -33,8 +37,12 @@ from pathlib import Path
 from typing import Any
 
 from verl_rlar import __version__
+from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
+from verl_rlar.clusters import Clusters
+from verl_rlar.errors import LibraryError
 from verl_rlar.ledger import ALARM_COUNTS
 from verl_rlar.library import LibraryView
+from verl_rlar.report.agents import advice, runs, spending
 from verl_rlar.report.alarms import alarms
 from verl_rlar.report.reading import Group, Reading, cut, opened, parts_of, rounded
 from verl_rlar.report.samples import GROUPS, samples
@@ -55,12 +63,15 @@ MEASURED = 600
 COUNTS = ("n", "scored", "failed", "hacked", "abstained", "groups", "many", "flat", "total", "sent")
 
 
-def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, texts: bool = True) -> dict[str, Any]:
+def gather(
+    place: Path, library: LibraryView | None, *, agents: Path | None = None, groups: int = GROUPS, texts: bool = True
+) -> dict[str, Any]:
     """See the module.
 
     Args:
         place: The ledger, or the folder that holds it.
         library: The run's library; None: there is none, and pages of tools hold what the ledger has.
+        agents: Folder of the agents' transcripts and account; None: ``agents`` beside the ledger.
         groups: Most groups of responses to look at.
         texts: Whether texts are wanted: of prompts, responses and sources, of an exam's cases, and reasons, which may
             quote any of them.
@@ -77,7 +88,14 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
         pages, sources = book(reading, library, specs, seen.uses, scale)
         in_shadow = shadowed(reading, MEASURED)
         pages = pages if texts else _silent(pages)
-        marks = {"disagree": seen.disagree | _against_shadows(reading, in_shadow), "repeated": seen.repeats()}
+        raised = _raised(reading)
+        marks = {
+            "alarm": _examples(reading, raised),
+            "disagree": seen.disagree | _against_shadows(reading, in_shadow),
+            "repeated": seen.repeats(),
+        }
+        beside = agents or (place.parent if place.is_file() else place) / "agents"
+        did = {"spent": spending(beside), "runs": runs(beside)}
         figures: dict[str, Any] = {
             "version": 1,
             "release": __version__,
@@ -85,12 +103,15 @@ def gather(place: Path, library: LibraryView | None, *, groups: int = GROUPS, te
             "run": _run(reading, place, library, seen.rows),
             "curves": {split: _curves(reading, split) for split in ("train", "val") if reading.axes[split].points},
             "flow": seen.flows(scale),
+            "clusters": _names(library) if texts else {},
+            "advice": advice(library) if texts else _silent(advice(library)),
             "tools": pages,
             "tools_left_out": max(0, len({*specs, *seen.uses.of}) - len(pages)),
             "sources": sources if texts else {},
             "events": changes(library),
-            "raised": _raised(reading),
+            "raised": raised,
             "costs": _costs(pages),
+            "agents": did if texts else _silent(did),
             "length": _length(reading) if texts else {"tasks": [], "points": []},
             "repeated": seen.repeated_texts(reading) if texts else [],
             "doubted": {
@@ -122,8 +143,8 @@ class _Seen:
 
     uses: Uses
     rows: int = 0
-    flow: dict[tuple[str, str, str], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0.0]))
-    """By data source, kind and route: responses, scored ones, sum of values."""
+    flow: dict[tuple[str, ...], list[float]] = field(default_factory=lambda: defaultdict(lambda: [0, 0, 0.0]))
+    """By data source, cluster, kind and route: responses, scored ones, sum of values."""
     compared: set[Group] = field(default_factory=set)
     """Groups in which more than one tool gave a value."""
     disagree: dict[Group, float] = field(default_factory=dict)
@@ -136,7 +157,8 @@ class _Seen:
         parts = parts_of(row)
         self.uses.saw(row, parts)
         value = row["value"]
-        cell = self.flow[cut(row["data_source"], 120), row["kind"] or "unknown", cut(row["route"], 200)]
+        kind = row["kind"] or "unknown"
+        cell = self.flow[cut(row["data_source"], 120), cut(row["cluster"] or kind, 120), kind, cut(row["route"], 200)]
         cell[0] += 1
         if value is not None:
             cell[1] += 1
@@ -156,9 +178,11 @@ class _Seen:
 
     def flows(self, scale: float) -> list[dict[str, Any]]:
         return [
-            {"source": source, "kind": kind, "route": route, "n": round(n * scale)}
+            {"source": source, "cluster": cluster, "kind": kind, "route": route, "n": round(n * scale)}
             | {"scored": round(scored * scale), "mean": rounded(total / scored) if scored else None}
-            for (source, kind, route), (n, scored, total) in sorted(self.flow.items(), key=lambda item: -item[1][0])
+            for (source, cluster, kind, route), (n, scored, total) in sorted(
+                self.flow.items(), key=lambda item: (-item[1][0], item[0])
+            )
         ][:200]
 
     def _suspects(self) -> list[str]:
@@ -202,6 +226,27 @@ def _raised(reading: Reading) -> list[dict[str, Any]]:
         | {"figures": json.loads(row["figures"]), "examples": json.loads(row["examples"])}
         for row in reading.db.execute(sql, (RAISED,))
     ]
+
+
+def _examples(reading: Reading, raised: Iterable[Mapping[str, Any]]) -> dict[Group, float]:
+    """Groups that alarms name, the latest alarms first."""
+    found: dict[Group, float] = {}
+    for alarm in raised:
+        for uid in alarm["examples"]:
+            for group in reading.db.execute("SELECT attempt, uid FROM grouped WHERE uid = ?", (uid,)):
+                found.setdefault(tuple(group), float(alarm["step"]))
+    return found
+
+
+def _names(library: LibraryView | None) -> dict[str, str]:
+    """Names of clusters, by id."""
+    if library is None:
+        return {}
+    try:
+        known = Clusters(library.path / CLUSTERS_FILE, writes=False).all()
+    except LibraryError:  # damaged, or of another embedding: ids say what they can
+        return {}
+    return {cluster.id: cut(cluster.name, 120) for cluster in known}
 
 
 # --- All rows ---------------------------------------------------------------------------------------------------------
@@ -318,6 +363,7 @@ def _costs(pages: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 found.append(
                     {"tool": page["name"], "digest": page["digest"], "how": how, "calls": calls}
                     | {"seconds": one["seconds"], "p50": one.get("p50"), "p95": one.get("p95")}
+                    | {"tokens": one.get("tokens"), "dollars": one.get("dollars")}
                 )
     return sorted(found, key=lambda one: -one["seconds"])
 

@@ -102,7 +102,7 @@ class Reading:
         sql = (
             "SELECT scores.split, scores.step, attempt, uid, session, scores.query, data_source, route, outcome, "
             "value, scores.parts, response, scores.seconds, scores.reason, "
-            "routes.kind AS kind, routes.covered AS covered "
+            "routes.kind AS kind, routes.covered AS covered, routes.cluster AS cluster "
             "FROM scores LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
             "AND routes.query = scores.query WHERE scores.rowid BETWEEN ? AND ?"
         )
@@ -125,7 +125,8 @@ class Reading:
     def responses(self, groups: Iterable[Group]) -> dict[Group, list[sqlite3.Row]]:
         """All rows of some groups, in the order of the sessions."""
         sql = (
-            "SELECT scores.*, routes.kind AS kind, routes.covered AS covered, routes.reason AS route_reason "
+            "SELECT scores.*, routes.kind AS kind, routes.covered AS covered, routes.reason AS route_reason, "
+            "routes.cluster AS cluster "
             "FROM scores LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
             "AND routes.query = scores.query WHERE attempt = ? AND uid = ? ORDER BY session"
         )

@@ -12,9 +12,11 @@ const state = {
   order: "session",
   sort: "worth",
   page: 0,
-  filter: { outcome: "", tag: "", tool: "", source: "", from: "", to: "", words: "" },
+  flow: "cluster",
+  filter: { outcome: "", tag: "", tool: "", source: "", from: "", to: "", words: "", uids: null },
 };
 const PER_PAGE = 30;
+const ALARMS = 12; // shown at once
 const TAGS = {
   hacked: "caught cheat",
   failed: "a call failed",
@@ -24,9 +26,11 @@ const TAGS = {
   low: "all low",
   high: "all high",
   disagree: "tools disagree",
+  alarm: "named by an alarm",
   repeated: "paid for many prompts",
 };
 const toolOf = (digest) => figures.tools.find((tool) => tool.digest === digest);
+const clusterOf = (id) => (Object.hasOwn(figures.clusters, id) ? figures.clusters[id] : id);
 const say = (text) => {
   document.getElementById("said").textContent = text;
 };
@@ -337,39 +341,70 @@ function toolLink(digest, name) {
 // --- Alarms ---
 
 function alarmSection() {
+  const shown = (wanted) =>
+    figures.samples.some(
+      (group) =>
+        (!wanted.tag || group.tags.includes(wanted.tag)) &&
+        (!wanted.source || group.source === wanted.source) &&
+        (!wanted.uids || wanted.uids.includes(group.uid)),
+    );
   const look = (alarm) => {
-    if (alarm.tool && toolOf(alarm.tool))
-      return h("button", { type: "button", class: "open", onclick: () => openTool(alarm.tool) }, "Open the tool");
-    const wanted = alarm.tag ? { tag: alarm.tag } : alarm.task ? { source: alarm.task } : null;
-    if (
+    const wanted = alarm.tag
+      ? { tag: alarm.tag }
+      : alarm.task
+        ? { source: alarm.task }
+        : alarm.uids && alarm.uids.length
+          ? { uids: alarm.uids }
+          : null;
+    return h(
+      "div",
+      { class: "looks" },
       wanted &&
-      figures.samples.some(
-        (group) =>
-          (!wanted.tag || group.tags.includes(wanted.tag)) && (!wanted.source || group.source === wanted.source),
-      )
-    )
-      return h("button", { type: "button", class: "open", onclick: () => openSamples(wanted) }, "Show samples");
-    return h("span", {});
+        shown(wanted) &&
+        h("button", { type: "button", class: "open", onclick: () => openSamples(wanted) }, "Show samples"),
+      alarm.tool &&
+        toolOf(alarm.tool) &&
+        h("button", { type: "button", class: "open", onclick: () => openTool(alarm.tool) }, "Open the tool"),
+    );
   };
   const words = { bad: "serious", warn: "worth a look", note: "to know" };
+  const item = (alarm) =>
+    h(
+      "li",
+      { class: `alarm ${alarm.level}` },
+      chip(words[alarm.level], alarm.level === "note" ? "" : alarm.level),
+      h(
+        "div",
+        {},
+        h("h3", {}, bdi(alarm.title)),
+        h("p", {}, bdi(alarm.text)),
+        alarm.figures &&
+          alarm.figures.length > 0 &&
+          h(
+            "dl",
+            { class: "evidence", "aria-label": "Evidence" },
+            alarm.figures.map(([name, value]) =>
+              h("div", {}, h("dt", {}, plain(name).replaceAll("_", " ")), h("dd", {}, fmt.g(value))),
+            ),
+          ),
+      ),
+      look(alarm),
+    );
+  const rest = figures.alarms.slice(ALARMS);
   return section(
     "alarms",
     "Alarms",
-    "Signs of a broken or a cheated reward. A sign is no proof.",
+    "Signs of a broken or a cheated reward, the gravest first. A sign is no proof.",
     figures.alarms.length
-      ? h(
-          "ul",
-          {},
-          figures.alarms.map((alarm) =>
+      ? [
+          h("ul", {}, figures.alarms.slice(0, ALARMS).map(item)),
+          rest.length > 0 &&
             h(
-              "li",
-              { class: `alarm ${alarm.level}` },
-              chip(words[alarm.level], alarm.level === "note" ? "" : alarm.level),
-              h("div", {}, h("h3", {}, bdi(alarm.title)), h("p", {}, bdi(alarm.text))),
-              look(alarm),
+              "div",
+              { class: "gap" },
+              later(`${rest.length} more`, () => h("ul", {}, rest.map(item))),
             ),
-          ),
-        )
+        ]
       : card(null, h("p", { class: "empty-state" }, "Nothing stands out.")),
   );
 }
@@ -377,9 +412,20 @@ function alarmSection() {
 // --- Routing ---
 
 function routing() {
-  const flows = figures.flow,
+  const named = figures.flow.some((flow) => flow.cluster !== flow.kind);
+  const by = named ? state.flow : "kind";
+  const name = (flow) => (by === "cluster" ? clusterOf(flow.cluster) : flow.kind);
+  const summed = new Map();
+  for (const flow of figures.flow) {
+    const key = JSON.stringify([flow.source, name(flow), flow.kind, flow.route]);
+    const had = summed.get(key) || { source: flow.source, group: name(flow), kind: flow.kind, route: flow.route };
+    const scored = (had.scored || 0) + flow.scored;
+    had.mean = scored ? ((had.mean || 0) * (had.scored || 0) + (flow.mean || 0) * flow.scored) / scored : null;
+    summed.set(key, Object.assign(had, { n: (had.n || 0) + flow.n, scored }));
+  }
+  const flows = [...summed.values()].sort((a, b) => b.n - a.n),
     names = (of) => [...new Set(flows.map(of))];
-  const sources = names((flow) => JSON.stringify([flow.source, flow.kind])),
+  const sources = names((flow) => JSON.stringify([flow.source, flow.group, flow.kind])),
     routes = names((flow) => flow.route);
   const most = Math.max(...flows.map((flow) => flow.n), 1);
   const matrix = h(
@@ -388,7 +434,11 @@ function routing() {
     h(
       "table",
       { class: "matrix" },
-      h("caption", {}, "Responses, and their mean reward, by data source, kind of query, and tools"),
+      h(
+        "caption",
+        {},
+        `Responses, and their mean reward, by data source, ${by === "cluster" ? "cluster of alike prompts" : "kind of query"}, and tools`,
+      ),
       h(
         "thead",
         {},
@@ -396,6 +446,7 @@ function routing() {
           "tr",
           {},
           h("th", { scope: "col" }, "data source"),
+          by === "cluster" && h("th", { scope: "col" }, "cluster"),
           h("th", { scope: "col" }, "kind"),
           routes.map((route) => h("th", { scope: "col" }, bdi(route === "-" ? "(no tool)" : route))),
         ),
@@ -404,14 +455,17 @@ function routing() {
         "tbody",
         {},
         sources.map((key) => {
-          const [source, kind] = JSON.parse(key);
+          const [source, group, kind] = JSON.parse(key);
           return h(
             "tr",
             {},
             h("th", { scope: "row", title: plain(source) }, bdi(source)),
+            by === "cluster" && h("td", { class: "name" }, bdi(group)),
             h("td", {}, chip(kind)),
             routes.map((route) => {
-              const flow = flows.find((one) => one.source === source && one.kind === kind && one.route === route);
+              const flow = flows.find(
+                (one) => one.source === source && one.group === group && one.kind === kind && one.route === route,
+              );
               if (!flow) return h("td", { class: "empty" }, "·");
               const cell = h("td", { class: "full" }, fmt.n(flow.n), h("small", {}, fmt.v(flow.mean)));
               cell.style.background = `color-mix(in oklab, var(--accent) ${Math.round(8 + 26 * Math.sqrt(flow.n / most))}%, var(--card))`;
@@ -429,10 +483,53 @@ function routing() {
     h(
       "div",
       { class: "card" },
+      named &&
+        h(
+          "div",
+          { class: "bar" },
+          segmented(
+            "What stands in the middle",
+            "flow",
+            [
+              ["cluster", "by cluster"],
+              ["kind", "by kind of query"],
+            ],
+            by,
+            (value) => {
+              state.flow = value;
+              again("routing");
+            },
+          ),
+        ),
       flows.length
-        ? [sankey(flows.slice(0, 60)), h("div", { class: "gap" }, matrix)]
+        ? [sankey(flows), h("div", { class: "gap" }, matrix)]
         : h("p", { class: "empty-state" }, "No routes in the ledger."),
     ),
+    figures.advice.length > 0 &&
+      h(
+        "div",
+        { class: "gap" },
+        card(
+          "What an LLM advised",
+          h(
+            "p",
+            { class: "lead" },
+            "It counts where evidence is thin, from the step on; exams outweigh it as they come.",
+          ),
+          table(
+            "Advice on routes, the latest first",
+            [["from step"], ["cluster"], ["tool"], ["why"], ["by"]],
+            figures.advice.map((one) => [
+              one.step,
+              [bdi(clusterOf(one.cluster)), one.single ? " (one prompt of it)" : ""],
+              toolLink(one.digest, toolOf(one.digest) ? toolOf(one.digest).name : one.digest),
+              h("span", { class: "text" }, foreign(one.reason)),
+              bdi(one.by),
+            ]),
+            true,
+          ),
+        ),
+      ),
   );
 }
 
@@ -601,13 +698,35 @@ function toolPage(tool) {
           tool.misses.map((missed) => h("li", { class: "text" }, "– ", foreign(missed))),
         ),
       ),
-    tool.serving && later("How it is served", () => h("pre", { class: "text source" }, foreign(tool.serving))),
+    tool.serving &&
+      !tool.checks.length &&
+      later("How it is served", () => h("pre", { class: "text source" }, foreign(tool.serving))),
   );
   const history = card(
     "History",
     tool.events.length ? eventTable(tool.events, false) : h("p", { class: "gone" }, "The library says nothing of it."),
   );
   const cards = [about];
+  if (tool.checks.length)
+    cards.push(
+      card(
+        "What the judge is asked",
+        h(
+          "p",
+          { class: "lead" },
+          "Its value is the weighted share of yes. A question that gets one answer always says nothing.",
+        ),
+        table(
+          "Questions of the rubric",
+          [["question"], ["weight", true], ["yes", true]],
+          tool.checks.map((one) => [
+            h("span", { class: "text" }, foreign(one.question)),
+            fmt.g(one.weight),
+            fmt.p(one.yes),
+          ]),
+        ),
+      ),
+    );
   if (use && points.length) {
     cards.push(
       card(
@@ -615,7 +734,7 @@ function toolPage(tool) {
         h(
           "p",
           { class: "lead" },
-          `${fmt.n(use.calls)} calls · p50 ${fmt.s(use.p50)} · p95 ${fmt.s(use.p95)} · ${fmt.s(use.seconds)} in all`,
+          `${fmt.n(use.calls)} calls · p50 ${fmt.s(use.p50)} · p95 ${fmt.s(use.p95)} · ${fmt.s(use.seconds)} in all${use.tokens === null ? "" : ` · ${fmt.n(use.tokens)} tokens`}${use.dollars ? ` · ${fmt.d(use.dollars)}` : ""}`,
         ),
         stack({ label: `Outcomes of ${tool.name}`, points, parts: use.points, height: 150 }),
       ),
@@ -776,22 +895,17 @@ function toolPage(tool) {
   const wide = [history];
   if (tool.card) wide.unshift(examCard(tool));
   const source = figures.sources[tool.source];
-  wide.push(
-    card(
-      "Source",
-      source === undefined
-        ? h(
-            "p",
-            { class: "gone" },
-            tool.source || tool.kind === "rule" || tool.kind === "verifier"
-              ? `Not in this file; see library/tools/${tool.digest}/source.py.`
-              : "It has none here.",
-          )
-        : later(`${fmt.n(source.split("\n").length)} lines`, () =>
-            h("pre", { class: "text source", tabindex: 0, role: "group", "aria-label": "Source" }, foreign(source)),
-          ),
-    ),
-  );
+  if (source !== undefined || tool.source || ["rule", "verifier"].includes(tool.kind))
+    wide.push(
+      card(
+        "Source",
+        source === undefined
+          ? h("p", { class: "gone" }, `Not in this file; see library/tools/${tool.digest}/source.py.`)
+          : later(`${fmt.n(source.split("\n").length)} lines`, () =>
+              h("pre", { class: "text source", tabindex: 0, role: "group", "aria-label": "Source" }, foreign(source)),
+            ),
+      ),
+    );
   return [h("div", { class: "grid two" }, cards), h("div", { class: "grid gap" }, wide)];
 }
 function examCard(tool) {
@@ -897,13 +1011,14 @@ const wordsOf = (group) =>
     .join(" ")
     .toLowerCase());
 function matching() {
-  const { outcome, tag, tool, source, from, to, words } = state.filter;
+  const { outcome, tag, tool, source, from, to, words, uids } = state.filter;
   const wanted = words.trim().toLowerCase();
   return figures.samples
     .filter(
       (group) =>
         (!outcome || outcomesOf(group).has(outcome)) &&
         (!tag || group.tags.includes(tag)) &&
+        (!uids || uids.includes(group.uid)) &&
         (!tool || toolsOf(group).has(tool)) &&
         (!source || group.source === source) &&
         (from === "" || group.step >= Number(from)) &&
@@ -924,7 +1039,7 @@ const SORTS = {
 };
 const keyOf = (group) => `${group.attempt} ${group.uid} ${group.step}`;
 function openSamples(filter) {
-  state.filter = { outcome: "", tag: "", tool: "", source: "", from: "", to: "", words: "", ...filter };
+  state.filter = { outcome: "", tag: "", tool: "", source: "", from: "", to: "", words: "", uids: null, ...filter };
   state.page = 0;
   state.group = null;
   again("samples");
@@ -1003,7 +1118,7 @@ function sampleSection() {
     h(
       "button",
       { type: "button", class: "quiet", "data-key": "filter clear", onclick: () => openSamples({}) },
-      "Clear",
+      state.filter.uids ? "Clear: only an alarm's groups are shown" : "Clear",
     ),
   );
   return section(
@@ -1146,6 +1261,7 @@ function sampleGroup() {
           "div",
           { class: "chips" },
           group.kind && chip(group.kind),
+          group.cluster && group.cluster !== group.kind && chip(plain(clusterOf(group.cluster))),
           group.tags.map((tag) =>
             chip(
               TAGS[tag] || tag,
@@ -1156,6 +1272,7 @@ function sampleGroup() {
                 flat: "warn",
                 disagree: "warn",
                 repeated: "warn",
+                alarm: "warn",
               }[tag],
             ),
           ),
@@ -1287,7 +1404,10 @@ function reply(one) {
 // --- Costs and the run ---
 
 function costs() {
-  const total = sum(figures.costs.map((one) => one.seconds));
+  const total = sum(figures.costs.map((one) => one.seconds)),
+    most = Math.max(...figures.costs.map((one) => one.seconds));
+  const told = figures.costs.some((one) => one.tokens !== null && one.tokens !== undefined),
+    paid = figures.costs.some((one) => one.dollars);
   return section(
     "costs",
     "Costs",
@@ -1297,37 +1417,125 @@ function costs() {
       { class: "card" },
       figures.costs.length
         ? table(
-            `${fmt.s(total)} in all`,
-            [["tool"], [""], ["calls", true], ["seconds", true], ["share", true], ["p50", true], ["p95", true], [""]],
-            figures.costs.slice(0, 60).map((one) => [
-              toolLink(one.digest, one.tool),
-              one.how === "shadow" ? chip("shadow", "shadow") : "",
-              fmt.n(one.calls),
-              fmt.s(one.seconds),
-              fmt.p(one.seconds / total),
-              fmt.s(one.p50),
-              fmt.s(one.p95),
-              h(
-                "div",
-                { class: "meter" },
-                s(
-                  "svg",
-                  { viewBox: "0 0 100 9", preserveAspectRatio: "none", "aria-hidden": "true" },
-                  s("rect", {
-                    class: "fill s0",
-                    width: Math.max(
-                      0.5,
-                      (100 * one.seconds) / Math.max(...figures.costs.map((other) => other.seconds)),
-                    ),
-                    height: 9,
-                  }),
+            `${fmt.s(total)} in all${told ? "; tokens of calls that were scored" : ""}`,
+            [
+              ["tool"],
+              [""],
+              ["calls", true],
+              ["seconds", true],
+              ["share", true],
+              ["p50", true],
+              ["p95", true],
+              ...(told ? [["tokens", true]] : []),
+              ...(paid ? [["money", true]] : []),
+              [""],
+            ],
+            figures.costs
+              .slice(0, 60)
+              .map((one) => [
+                toolLink(one.digest, one.tool),
+                one.how === "shadow" ? chip("shadow", "shadow") : "",
+                fmt.n(one.calls),
+                fmt.s(one.seconds),
+                fmt.p(one.seconds / total),
+                fmt.s(one.p50),
+                fmt.s(one.p95),
+                ...(told ? [fmt.n(one.tokens)] : []),
+                ...(paid ? [fmt.d(one.dollars)] : []),
+                h(
+                  "div",
+                  { class: "meter" },
+                  s(
+                    "svg",
+                    { viewBox: "0 0 100 9", preserveAspectRatio: "none", "aria-hidden": "true" },
+                    s("rect", { class: "fill s0", width: Math.max(0.5, (100 * one.seconds) / most), height: 9 }),
+                  ),
                 ),
-              ),
-            ]),
+              ]),
             true,
           )
         : h("p", { class: "empty-state" }, "No tool took any time."),
     ),
+    (figures.agents.spent.length > 0 || figures.agents.runs.length > 0) &&
+      h("div", { class: "grid gap" }, spentCard(), didCard()),
+  );
+}
+function spentCard() {
+  const spent = figures.agents.spent,
+    add = (tasks) => ({
+      calls: sum(tasks.map((one) => one.calls)),
+      read: sum(tasks.map((one) => one.read)),
+      written: sum(tasks.map((one) => one.written)),
+      dollars: sum(tasks.map((one) => one.dollars)),
+      seconds: sum(tasks.map((one) => one.seconds)),
+    });
+  if (!spent.length) return null;
+  const whole = add(spent),
+    columns = [
+      ["calls", true],
+      ["tokens read", true],
+      ["written", true],
+      ["money", true],
+      ["waited", true],
+    ];
+  const cells = (one) => [
+    fmt.n(one.calls),
+    fmt.n(one.read),
+    fmt.n(one.written),
+    fmt.d(one.dollars),
+    fmt.s(one.seconds),
+  ];
+  return card(
+    "What the LLM took",
+    h(
+      "p",
+      { class: "lead" },
+      `${fmt.n(whole.read + whole.written)} tokens in ${fmt.n(whole.calls)} calls, by the endpoint's own figures: agents and rubrics, those that failed, too. `,
+      whole.dollars ? "" : "No prices are configured (rlar.agents.dollars_read, dollars_written).",
+    ),
+    table(
+      "By who asked",
+      [["who"], ...columns],
+      [
+        ...[...new Set(spent.map((one) => one.who))].map((who) => [
+          who,
+          ...cells(add(spent.filter((one) => one.who === who))),
+        ]),
+        ["all", ...cells(whole)],
+      ],
+    ),
+    spent.length > 1 &&
+      later(`By task (${spent.length})`, () =>
+        table(
+          "By task, the dearest first",
+          [["task"], ["who"], ...columns],
+          spent.map((one) => [h("span", { class: "mono" }, foreign(one.task)), one.who, ...cells(one)]),
+          true,
+        ),
+      ),
+  );
+}
+function didCard() {
+  const did = figures.agents.runs;
+  return (
+    did.length > 0 &&
+    card(
+      "What agents did",
+      table(
+        "The latest first",
+        [["agent"], ["when (UTC)"], ["for"], ["ended"], ["took", true], ["came of it"], ["transcript"]],
+        did.map((one) => [
+          bdi(one.agent),
+          one.time.replace("T", " "),
+          bdi(clusterOf(one.gap)),
+          chip(plain(one.how), { done: "good", crash: "bad", fault: "bad" }[one.how] || "warn"),
+          fmt.s(one.seconds),
+          [one.tool && [toolLink(one.digest, one.tool), ": "], h("span", { class: "text" }, foreign(one.reason))],
+          h("span", { class: "mono" }, foreign(one.transcript)),
+        ]),
+        true,
+      ),
+    )
   );
 }
 function about() {

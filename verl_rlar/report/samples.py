@@ -2,8 +2,9 @@
 """Groups of responses to look at: the ones that are worth it first, and some that are drawn.
 
 What is looked for, half of it in the last quarter of the training: groups with a failed call, with a caught cheat,
-unscored ones, groups without variance, with both ends of the scale, the lowest and the highest ones, those over which
-tools disagree, those with a response that was paid for many prompts; and a random draw, to see what is usual.
+unscored ones, groups without variance, with both ends of the scale, the lowest and the highest ones, those that an
+alarm names, those over which tools disagree, those with a response that was paid for many prompts; and a random draw,
+to see what is usual.
 
 Guarantees: the same ledger gives the same groups; they stay within a budget of bytes, whatever the texts are.
 
@@ -130,6 +131,7 @@ def _group(rows: list[Any], shadows: list[Any], bodies: Mapping[str, str]) -> di
         "source": cut(first["data_source"], 120),
         "route": cut(first["route"], 200),
         "kind": first["kind"],
+        "cluster": cut(first["cluster"] or "", 120),
         "covered": None if first["covered"] is None else bool(first["covered"]),
         "why": cut(first["route_reason"] or "", REASON),
         "n": len(rows),

@@ -20,6 +20,7 @@ from verl_rlar.calibration import Calibration, identity
 from verl_rlar.errors import LibraryError, RlarError
 from verl_rlar.exam.card import MEANING
 from verl_rlar.library import REGISTRARS, LibraryView, spec_from_json
+from verl_rlar.purse import cost_of
 from verl_rlar.report.reading import Reading, cut, quantile, rounded
 from verl_rlar.types import Outcome, ToolSpec
 
@@ -58,6 +59,12 @@ class Use:
     raws: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     spent: float = 0.0
+    costs: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Tokens and dollars."""
+    told: int = 0
+    """Calls that say what they took."""
+    checks: Counter[str] = field(default_factory=Counter)
+    """Of a rubric: by question, how many times the answer was yes."""
     reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Of unscored and hacked responses: outcome and reason."""
 
@@ -78,6 +85,14 @@ class Use:
             if point is not None:
                 self.totals[point] += value
                 self.valued[point] += 1
+        details = part.get("details")
+        if isinstance(details, Mapping) and details:
+            if cost := _cost(details):
+                self.told += 1
+                self.costs = [had + more for had, more in zip(self.costs, cost, strict=True)]
+            for name in details:
+                if name.startswith("check_"):
+                    self.checks[name] += details[name] == 1
         raw = part.get("raw")
         if isinstance(raw, int | float) and math.isfinite(raw) and len(self.raws) < CALLS:
             self.raws.append(float(raw))
@@ -95,6 +110,8 @@ class Use:
             "p50": rounded(quantile(self.seconds, 0.5), 6),
             "p95": rounded(quantile(self.seconds, 0.95), 6),
             "seconds": rounded(self.spent * scale, 3),
+            "tokens": round(self.costs[0] * scale) if self.told else None,
+            "dollars": rounded(self.costs[1] * scale, 4) if self.told else None,
             "means": [rounded(total / n) if n else None for total, n in zip(self.totals, self.valued, strict=True)],
             "points": {name: [point[name] for point in self.points] for name in OUTCOMES if self.outcomes[name]},
             "reasons": [
@@ -171,7 +188,9 @@ def book(
         page["since"] = standing.step if standing else None
         page["why"] = cut(standing.why, 600) if standing else ""
         page["events"] = _events(library, digest)
-        page["use"] = uses.of[digest].as_dict(scale) if digest in uses.of else None
+        use = uses.of.get(digest)
+        page["use"] = use.as_dict(scale) if use else None
+        page["checks"] = _checks(spec, use)
         page["shadow"] = shadows.get(digest)
         page["canaries"] = canaries.get(digest, [])
         card = None
@@ -215,6 +234,29 @@ def _facts(spec: ToolSpec | dict[str, Any]) -> dict[str, Any]:
         "origin": cut(spec.origin, 200),
         "serving": cut(json.dumps(spec.serving, indent=1, default=str), 3000) if spec.serving else None,
     }
+
+
+def _cost(details: Mapping[str, Any]) -> tuple[float, float] | None:
+    try:
+        return cost_of(details)
+    except (TypeError, ValueError):
+        return None
+
+
+def _checks(spec: ToolSpec | dict[str, Any], use: Use | None) -> list[dict[str, Any]]:
+    """Of a rubric: its questions, their weights, and the share of yes in sampled rows."""
+    if not isinstance(spec, ToolSpec) or spec.kind != "rubric":
+        return []
+    try:
+        asked = [(str(question), float(weight)) for question, weight in (spec.serving or {})["checks"]]
+    except (LookupError, TypeError, ValueError):
+        return []
+    answered = use.outcomes["scored"] if use else 0
+    return [
+        {"question": cut(question, 400), "weight": rounded(weight)}
+        | {"yes": rounded(use.checks[f"check_{number}"] / answered) if use and answered else None}
+        for number, (question, weight) in enumerate(asked, start=1)
+    ]
 
 
 def _events(library: LibraryView | None, digest: str) -> list[dict[str, Any]]:
