@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -426,6 +427,31 @@ def test_what_the_user_can_mend_is_a_message_and_exit_code_2(command: str, args:
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("score",), ("plan",), ("build", "--in", "lib", "--dry-run"), ("exam", "exact_match", "--data")]
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no row"),
+        ("\n \n", "no row"),
+        ('{"question": "6*7?", "answer": "42"}\n', "`messages` or `prompt`|rlar plan"),
+    ],
+)
+def test_a_file_without_rows_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    result = rlar(*command, str(path)) if command[0] != "build" else rlar("build", str(path), *command[1:])
+    one_by_one = text.strip() and command[0] in ("score", "plan")
+    assert result.exit_code == (1 if one_by_one else 2), result.output
+    assert one_by_one or (re.search(message, result.stderr) and str(path) in result.stderr)
+    assert not one_by_one or "line 1: no " in result.stderr
+    assert not (tmp_path / "lib").exists()
 
 
 def test_a_broken_parquet_file_is_a_message(tmp_path: Path) -> None:

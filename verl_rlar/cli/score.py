@@ -39,7 +39,7 @@ from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.trusted import trusted_snapshot
@@ -104,7 +104,7 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
             route = await dispatcher.route(sample.query)
             return Scored(line=number, sample=sample, route=route, score=await dispatcher.score(sample, route))
 
-        async for result in in_order(score, in_background(read_rows(file)), at_once=dispatcher.at_once):
+        async for result in in_order(score, in_background(read_some(file)), at_once=dispatcher.at_once):
             if isinstance(result, BadLine):
                 bad += 1
                 report.bad(result)

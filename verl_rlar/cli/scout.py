@@ -32,7 +32,7 @@ from verl_rlar.cli.app import (
 )
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, DataError
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 from verl_rlar.rows import query_of
 from verl_rlar.types import Query
 
@@ -141,7 +141,7 @@ def _scout(
 
 def _queries(files: list[str]) -> Iterator[Query]:
     for file in files:
-        for number, row in read_rows(file):
+        for number, row in read_some(file):
             try:
                 if isinstance(row, DataError):
                     raise row
