@@ -115,7 +115,7 @@ def test_every_line_gets_its_value_outcome_tool_reason_and_time(tmp_path: Path) 
         {"prompt": "def f():", "response": "pass", "extra": {"test": "assert f() is None"}},
     ]
     result = rlar("score", write(tmp_path / "rows.jsonl", rows), "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == 1, "a tool failed"
     found = records(result.stdout)
     assert [record["line"] for record in found] == [1, 2, 3, 4, 5]
     assert [record["value"] for record in found] == [1.0, 0.0, 1.0, None, None]
@@ -182,8 +182,9 @@ def test_visible_leaves_text_as_it_is_and_escapes_the_rest() -> None:
 def test_a_tool_that_runs_into_its_deadline_failed_and_did_not_score_0(tmp_path: Path) -> None:
     tower = {"prompt": "How much is it?", "response": "The answer is 42.", "reference": "42"}
     path = write(tmp_path / "rows.jsonl", [tower])
-    found = records(rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001").stdout)
-    assert (found[0]["value"], found[0]["outcome"]) == (None, "failed")
+    result = rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001")
+    found = records(result.stdout)
+    assert (found[0]["value"], found[0]["outcome"], result.exit_code) == (None, "failed", 1)
     assert "scoring.timeout_s" in found[0]["reason"]
     assert records(rlar("score", path, "--json", "--set", "rlar.scoring.timeout_s=10").stdout)[0]["value"] == 1.0
 

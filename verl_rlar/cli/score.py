@@ -64,7 +64,7 @@ def score_command(
 
     \b
     Prints for every line: number, value in [0, 1] (- if unscored), outcome, tool, milliseconds, reason.
-    Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then.
+    Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then, and also if a tool failed.
     With --in, the verifiers that are live in that library score, too, each in a box; rules run as they are installed.
 
     \b
@@ -115,7 +115,8 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
                 values[0] += result.score.value
                 values[1] += 1
     _summarise(tally, bad, values[0] / values[1] if values[1] else None)
-    return BAD if bad else OK
+    failed = any(counts[Outcome.FAILED.value] for counts in tally.values())
+    return BAD if bad or failed else OK
 
 
 def live_tools(

@@ -207,6 +207,11 @@ def _print(findings: Findings) -> None:
             say(f"  {refusal.repo}", "yellow")
             for reason in refusal.reasons:
                 say(f"      {reason}", "dim")
+    if findings.proposals:
+        first, kinds = findings.proposals[0], "".join(f" --kind {kind.value}" for kind in brief.kinds)
+        say()
+        say(f"Is one good for your task? rlar exam {first.repo}@{first.commit}{kinds} --data FILE", "bold")
+        say("  FILE: rows with `chosen` and `rejected`, or `response` and `label`; --in FOLDER keeps it", "dim")
 
 
 def _words(proposal: Proposal) -> str:
