@@ -473,10 +473,11 @@ class TestTheWholeWay:
             *("--set", f"hub.cache_dir={tmp_path / 'cache'}", "--set", "exam.by_kind=" + json.dumps({"open": WIDE})),
         ]
 
-        def rlar(*args: str) -> tuple[int, str, str]:
+        def rlar(*args: str, rows: str = "") -> tuple[int, str, str]:
             root = Path(__file__).parent.parent
             done = subprocess.run(
                 [sys.executable, "-m", "verl_rlar", *args],
+                input=rows,
                 capture_output=True,
                 text=True,
                 timeout=300,
@@ -485,8 +486,10 @@ class TestTheWholeWay:
             )
             return done.returncode, done.stdout, done.stderr
 
-        code, out, err = rlar("exam", CHAT, "--data", str(data), "--in", library, *options)
+        broken = "no JSON\n" + data.read_text()  # and from a pipe: what is there is read once
+        code, out, err = rlar("exam", CHAT, "--data", "-", "--in", library, *options, rows=broken)
         assert code == 0, out + err
+        assert "1 rows cannot be read, the first in line 1: not JSON" in err
         assert "admitted" in out.splitlines()[0] and "## How it is asked" in out
         assert "chat_reward_llama" in out.splitlines()[-1] and "is shadow from step 0 on" in out
         code, out, err = rlar("tools", "ls", "--in", library, "--json")
@@ -507,6 +510,11 @@ class TestTheWholeWay:
         assert code == 1 and "access: gated" in out and "HF_TOKEN" in out
         code, out, err = rlar("exam", "lab/nothing", "--data", str(data), *options)
         assert code == 2 and "lab/nothing is not on" in err
+        data.write_text('{"prompt": "Hello?", "better": "Hello!", "worse": "No."}\n')
+        asked = len(hub_of.requests)
+        code, out, err = rlar("exam", CHAT, "--data", str(data), *options)
+        assert code == 2 and f"no case for open queries can be made of {data}" in err and "`chosen`" in err, out + err
+        assert len(hub_of.requests) == asked, "what cannot be examined is not fetched"
 
 
 def test_a_spec_of_a_draft_has_no_scale_of_its_own() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -114,7 +115,7 @@ def test_every_line_gets_its_value_outcome_tool_reason_and_time(tmp_path: Path) 
         {"prompt": "def f():", "response": "pass", "extra": {"test": "assert f() is None"}},
     ]
     result = rlar("score", write(tmp_path / "rows.jsonl", rows), "--json")
-    assert result.exit_code == 0
+    assert result.exit_code == 1, "a tool failed"
     found = records(result.stdout)
     assert [record["line"] for record in found] == [1, 2, 3, 4, 5]
     assert [record["value"] for record in found] == [1.0, 0.0, 1.0, None, None]
@@ -181,8 +182,9 @@ def test_visible_leaves_text_as_it_is_and_escapes_the_rest() -> None:
 def test_a_tool_that_runs_into_its_deadline_failed_and_did_not_score_0(tmp_path: Path) -> None:
     tower = {"prompt": "How much is it?", "response": "The answer is 42.", "reference": "42"}
     path = write(tmp_path / "rows.jsonl", [tower])
-    found = records(rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001").stdout)
-    assert (found[0]["value"], found[0]["outcome"]) == (None, "failed")
+    result = rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001")
+    found = records(result.stdout)
+    assert (found[0]["value"], found[0]["outcome"], result.exit_code) == (None, "failed", 1)
     assert "scoring.timeout_s" in found[0]["reason"]
     assert records(rlar("score", path, "--json", "--set", "rlar.scoring.timeout_s=10").stdout)[0]["value"] == 1.0
 
@@ -426,6 +428,31 @@ def test_what_the_user_can_mend_is_a_message_and_exit_code_2(command: str, args:
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", [("score",), ("plan",), ("build", "--in", "lib", "--dry-run"), ("exam", "exact_match", "--data")]
+)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no row"),
+        ("\n \n", "no row"),
+        ('{"question": "6*7?", "answer": "42"}\n', "`messages` or `prompt`|rlar plan"),
+    ],
+)
+def test_a_file_without_rows_is_no_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], text: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    result = rlar(*command, str(path)) if command[0] != "build" else rlar("build", str(path), *command[1:])
+    one_by_one = text.strip() and command[0] in ("score", "plan")
+    assert result.exit_code == (1 if one_by_one else 2), result.output
+    assert one_by_one or (re.search(message, result.stderr) and str(path) in result.stderr)
+    assert not one_by_one or "line 1: no " in result.stderr
+    assert not (tmp_path / "lib").exists()
 
 
 def test_a_broken_parquet_file_is_a_message(tmp_path: Path) -> None:

@@ -375,6 +375,9 @@ def test_what_is_no_verifier_is_named(source: str) -> None:
 def test_limits_can_be_set_for_a_kind_and_unknown_ones_are_named() -> None:
     config = parse({"exam": {"by_kind": {"math": {"gold": 0.5}}}}).exam
     assert config.limits_of(Kind.MATH).gold == 0.5 and config.limits_of(Kind.CHOICE).gold == config.limits.gold
+    ours, one = ExamConfig(), parse({"exam": {"by_kind": {"open": {"attacks": 0.5}}}}).exam
+    assert one.limits_of(Kind.OPEN) == ours.limits_of(Kind.OPEN).model_copy(update={"attacks": 0.5})
+    assert one.limits_of(Kind.TRANSLATION) == ours.limits_of(Kind.TRANSLATION), "what is not named stays"
     with pytest.raises(ConfigError, match=r"rlar\.exam\.by_kind.*math\.golden"):
         parse({"exam": {"by_kind": {"math": {"golden": 0.5}}}})
 

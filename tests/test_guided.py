@@ -327,33 +327,49 @@ def test_without_the_hub_there_is_nothing(hub: HubServer, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "task", "right", "refuses"),
+    ("name", "task", "right"),
     [
-        ("chat", "helpful answers in open chat", "meadow-lab/chat-reward-llama", 10),
-        ("translation", "en-de translation", "lingua-works/ende-quality-ranker", 1),
-        ("math", "math word problems", "proof-lab/math-reward-gpt2", 1),
-        ("safety", "safety: harmful requests are refused", "harbor-ai/safety-reward-qwen3", 2),
+        ("chat", "helpful answers in open chat", "meadow-lab/chat-reward-llama"),
+        ("translation", "en-de translation", "lingua-works/ende-quality-ranker"),
+        ("math", "math word problems", "proof-lab/math-reward-gpt2"),
+        ("safety", "safety: harmful requests are refused", "harbor-ai/safety-reward-qwen3"),
     ],
 )
-def test_a_large_language_model_ranks_the_right_model_first_and_no_hostile_one(
-    tmp_path: Path, name: str, task: str, right: str, refuses: int
+def test_a_large_language_model_ranks_the_right_model_first_and_every_hostile_one_is_refused_with_its_reason(
+    tmp_path: Path, name: str, task: str, right: str
 ) -> None:
     path = CASSETTES / f"scout_{name}.jsonl"
     findings = guided(brief_of(task), [], HubConfig(), AgentsConfig(), folder=tmp_path, replay=path)
     assert findings.proposals[0].repo == right and findings.agent and findings.agent.how == "done"
     assert {p.repo for p in findings.proposals} <= {trained.repo for trained in TRAINED}
     assert all(p.by == "agent" and p.report.ok and p.evidence[1].quote for p in findings.proposals)
-    assert len(findings.refused) == refuses
-    for refusal in findings.refused:
-        assert any(found.startswith(HOSTILE[refusal.repo]) for found in refusal.reasons), refusal
+    refused = {refusal.repo: refusal.reasons for refusal in findings.refused}
+    assert refused.keys() == HOSTILE.keys() and len(findings.refused) == len(HOSTILE)
+    for repo, reason in HOSTILE.items():
+        assert any(found.startswith(reason) for found in refused[repo]), (repo, refused[repo])
     cassette = Cassette.read(path)
     assert "large language model" in cassette.header.note
-    for exchange in cassette.exchanges:
-        at = exchange["ask"]["path"]
-        assert not re.search(r"/resolve/.*\.(?:py|bin)$", at)
-        assert not at.endswith(".safetensors") or re.fullmatch(r"bytes=(?:0-7|8-\d{1,5})", exchange["ask"]["range"])
+    of_weights = weights_asked_for(cassette)
+    assert of_weights.keys() >= {p.repo for p in findings.proposals}
     again = guided(brief_of(task), [], HubConfig(), AgentsConfig(), folder=tmp_path, replay=path)
     assert again.proposals == findings.proposals and again.refused == findings.refused
+
+
+def weights_asked_for(cassette: Cassette) -> dict[str, int]:
+    """Bytes of weight files that were asked for in a recording, by repository: headers, or it is an error."""
+    headers: dict[str, int] = {}
+    for exchange in cassette.exchanges:
+        ask = exchange["ask"]
+        assert not re.search(r"/resolve/.*\.(?:py|bin|pt|pth|ckpt|pkl)$", ask["path"]), ask["path"]
+        if not (weights := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[0-9a-f]{40}/.*\.safetensors", ask["path"])):
+            assert not ask["path"].endswith(".safetensors"), ask["path"]
+            continue
+        if ask["range"] == "bytes=0-7":
+            headers[weights[1]] = int.from_bytes(cassette.bodies[exchange["body"]], "little")
+        else:
+            assert ask["range"] == f"bytes=8-{7 + headers[weights[1]]}", ask
+            assert len(cassette.bodies[exchange["body"]]) == headers[weights[1]]
+    return headers
 
 
 def replay(tmp_path: Path, edit: Any = None, task: str = "math word problems", **options: Any) -> Findings:

@@ -201,6 +201,7 @@ def test_the_command_prints_the_table_the_reasons_and_that_no_llm_was_used(serve
     assert result.stdout.count("apache-2.0  ") == 2
     for repo, reason in HOSTILE.items():
         assert repo in result.stdout and reason in result.stdout
+    assert f"rlar exam {MATH}@{server.commit(MATH)} --data FILE" in result.stdout
 
 
 def test_the_command_reads_rows_and_prints_json(server: HubServer, tmp_path: Path) -> None:

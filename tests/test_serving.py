@@ -33,6 +33,7 @@ from verl_rlar.config import ScoringConfig, ServingConfig
 from verl_rlar.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.scoring import Scorer
 from verl_rlar.serving import Golden, How, Pool, ServedModel
+from verl_rlar.serving.homes import sweep
 from verl_rlar.serving.placing import GIB, Need, parameters, place, shape
 from verl_rlar.serving.rendering import Rendered, Renderer
 from verl_rlar.serving.server import Model, common
@@ -430,13 +431,22 @@ async def test_no_server_outlives_a_process_that_was_killed(qwen: ServedModel, t
         "    await pool.ensure([model]); print(pool.replicas()[0].pid, flush=True); await asyncio.sleep(999)\n"
         "asyncio.run(main())\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert parent.stdout is not None
     pid = int(await asyncio.to_thread(parent.stdout.readline))
     parent.kill()
     parent.wait(10)
     parent.stdout.close()
     await until(lambda: not runs(pid) or "Z" in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2][:3])
+    (left,) = tmp_path.glob("rlar-serving-*")
+    assert (left / "log").exists()
+
+    def is_swept() -> bool:
+        sweep(tmp_path)  # as the next start does; the server's last thread may be a moment behind
+        return not left.exists()
+
+    await until(is_swept)
 
 
 # --- hot swap ---------------------------------------------------------------------------------------------------------

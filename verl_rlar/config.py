@@ -423,7 +423,8 @@ class ExamConfig(Section):
         Kind.SHORT_TEXT: {"false_accept": 0.05},
         Kind.OPEN: {"false_accept": 0.3, "false_reject": 0.3, "pairwise": 0.7, "worst_sort": 0.6, "attacks": 0.2},
     }
-    """Limits of a kind of query that differ from `limits`, by name."""
+    """Limits of a kind of query that differ from `limits`, by name. One that you set, as in
+    ``rlar.exam.by_kind.open.attacks=0.3``, takes the place of ours; the others stay."""
     max_queries: int = Field(default=40, ge=1)
     """Most queries of each kind that cases are made from."""
     sealed_share: float = Field(default=0.3, ge=0, le=0.9)
@@ -448,7 +449,8 @@ class ExamConfig(Section):
             except ValidationError as error:
                 fault = error.errors()[0]
                 raise ValueError(f"{kind.value}.{fault['loc'][0]}: {fault['msg']}") from None
-        return tree
+        ours: dict[Kind, dict[str, float]] = cls.model_fields["by_kind"].default
+        return {kind: {**ours.get(kind, {}), **tree.get(kind, {})} for kind in {**ours, **tree}}
 
     def limits_of(self, kind: Kind) -> Limits:
         """What holds for a kind of query."""

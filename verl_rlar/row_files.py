@@ -41,6 +41,20 @@ def read_rows(path: str) -> Iterator[tuple[int, Row | DataError]]:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def read_some(path: str) -> Iterator[tuple[int, Row | DataError]]:
+    """`read_rows` of a file that is no use without rows.
+
+    Raises:
+        DataError: It has none, or see `read_rows`.
+    """
+    empty = True
+    for row in read_rows(path):
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"there are no rows in {'standard input' if path == STDIN else path}")
+
+
 def _open(path: str) -> BinaryIO:
     if path == STDIN:  # a reader of our own: a thread that waits in it must not lock sys.stdin when the process ends
         return os.fdopen(os.dup(sys.stdin.fileno()), "rb")

@@ -33,8 +33,9 @@ from verl_rlar.cli.exam import Then
 from verl_rlar.cli.score import live_tools
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
+from verl_rlar.errors import DataError
 from verl_rlar.library import EventKind, builtin_snapshot
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
@@ -111,7 +112,9 @@ async def _build(
     path = library_folder(folder)
     known = live_tools(folder, None, config) if path else ()
     async with Dispatcher(config, *known) as dispatcher:
-        total, gaps = await find_gaps(chain.from_iterable(map(read_rows, data)), dispatcher, config, least)
+        total, gaps = await find_gaps(chain.from_iterable(map(read_some, data)), dispatcher, config, least)
+    if not total:
+        raise DataError(f"no row of {', '.join(data)} can be read: `rlar plan` says what is wrong with each")
     _show(total, gaps, config, models, as_json)
     if dry_run:
         return BAD if gaps else OK

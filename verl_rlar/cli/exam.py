@@ -19,6 +19,7 @@ from verl_rlar.cli.app import (
     Json,
     Set,
     app,
+    complain,
     configured,
     library_folder,
     new_library_folder,
@@ -29,13 +30,15 @@ from verl_rlar.cli.app import (
     visible,
 )
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import ConfigError, LibraryError, ModelRefused
+from verl_rlar.errors import ConfigError, DataError, LibraryError, ModelRefused
 from verl_rlar.inbox import Submission, record_of
-from verl_rlar.library import EventKind, Library, spec_to_json
+from verl_rlar.library import EventKind, Library, builtin_snapshot, spec_to_json
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
-    from verl_rlar.exam.subject import Subject  # the exam's imports take a second
+    from verl_rlar.exam.evidence import Evidence  # the exam's imports take a second
+    from verl_rlar.exam.subject import Subject
+    from verl_rlar.serving import Pool
     from verl_rlar.tools.reward_model import RewardModelRunner
 
 
@@ -129,30 +132,38 @@ async def _exam(
     by: str,
     config: RlarConfig,
 ) -> int:
-    from verl_rlar.admission import is_model
-    from verl_rlar.exam.hall import examine_files
+    from verl_rlar.admission import draft, is_model
+    from verl_rlar.exam.hall import Hall
     from verl_rlar.exam.subject import find
 
     if not data and not cases:
         raise ConfigError("nothing to examine it on: give --data FILE or --cases FILE")
     sys.path.insert(0, os.getcwd())  # the user's own package.module
     path = library_folder(folder) if folder else None
-    model = is_model(tool)
-    subject = in_library(path, tool) if path and not model else None
+    known = None if is_model(tool) else (in_library(path, tool) if path else None) or find(tool, kinds)
+    kinds = kinds or [Kind.OPEN]
     async with AsyncExitStack() as stack:
         on_progress = stack.enter_context(progress_bar())
-        models = None
-        if model or (subject is not None and subject.spec.kind == "reward_model"):
-            try:
-                subject, models = await _served(
-                    subject or tool, stack, data, cases, kinds, seed, path, unsure, config, on_progress
-                )
-            except ModelRefused as refused:
-                return _refused(tool, refused, as_json)
-        subject = subject or find(tool, kinds)
-        examination = await examine_files(
-            subject, data, cases, config, seed=seed, models=models, on_progress=on_progress
-        )
+        pool, runner = None, None
+        if known is None or known.spec.kind == "reward_model":
+            pool, runner = await _serving(stack, config)
+        hall = await stack.enter_async_context(Hall(config, runner))
+        wanted = known.spec if known else draft(kinds)
+        evidence = await hall.gather(data, cases, wanted, seed=seed, on_progress=on_progress)
+        _complain_of_rows(evidence, [*data, *cases])
+        if known is None and not evidence.cases:
+            of, files = ", ".join(kind.value for kind in kinds), ", ".join((*data, *cases))
+            raise DataError(
+                f"no case for {of} queries can be made of {files}: give rows with `chosen` and `rejected`, or with "
+                "`response` and `label`, and say by --kind what the model is for"
+            )
+        if known and pool and runner:
+            await pool.ensure([runner.model(known.spec)])
+        try:
+            subject = known or await _brought(tool, stack, pool, kinds, evidence, path, unsure, config, on_progress)
+        except ModelRefused as refused:
+            return _refused(tool, refused, as_json)
+        examination = await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)
     card, spec = examination.card, examination.spec
     if as_json:
         print_json(card.as_dict())
@@ -174,73 +185,79 @@ async def _exam(
     return OK if card.admitted else BAD
 
 
-async def _served(
-    wanted: Subject | str,
-    stack: AsyncExitStack,
-    data: list[str],
-    cases: list[str],
-    kinds: list[Kind],
-    seed: int,
-    path: Path | None,
-    unsure: bool,
-    config: RlarConfig,
-    on_progress: Callable[[str, int, int | None], None],
-) -> tuple[Subject, RewardModelRunner]:
-    """A reward model, of a library or by the name of its repository or folder, and what runs it until the stack ends.
+async def _serving(stack: AsyncExitStack, config: RlarConfig) -> tuple[Pool, RewardModelRunner]:
+    """What serves and runs reward models until the stack ends.
 
     Raises:
-        ModelRefused, HubError, ToolUnavailable: See `verl_rlar.admission.bring`.
+        ToolUnavailable: It is not installed.
     """
-    from verl_rlar.admission import able, bring, draft, own_pairs, taken_names
-    from verl_rlar.exam.cases import read_cases
-    from verl_rlar.exam.evidence import Evidence, gather
-    from verl_rlar.hub import Hub
-    from verl_rlar.library import builtin_snapshot
-    from verl_rlar.row_files import read_rows
+    from verl_rlar.admission import able
     from verl_rlar.serving import Pool
     from verl_rlar.snapshots import Snapshots
     from verl_rlar.tools.reward_model import RewardModelRunner
 
     able(config.serving)
     pool = await stack.enter_async_context(Pool(config.serving))
-    runner = RewardModelRunner(pool, Snapshots(config.hub).locate)
-    if not isinstance(wanted, str):
-        await pool.ensure([runner.model(wanted.spec)])
-        return wanted, runner
-    exam, kinds = config.exam, kinds or [Kind.OPEN]
-    mine = [
-        made
-        for file in data
-        for made in gather(
-            read_rows(file), draft(kinds), queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share
-        ).cases
-    ]
-    for file in cases:
-        mine += read_cases(read_rows(file), seed=seed, sealed_share=exam.sealed_share)
+    return pool, RewardModelRunner(pool, Snapshots(config.hub).locate)
+
+
+async def _brought(
+    name: str,
+    stack: AsyncExitStack,
+    pool: Pool | None,
+    kinds: list[Kind],
+    evidence: Evidence,
+    path: Path | None,
+    unsure: bool,
+    config: RlarConfig,
+    on_progress: Callable[[str, int, int | None], None],
+) -> Subject:
+    """A reward model by the name of its repository or folder, served in the pool.
+
+    Raises:
+        ModelRefused, HubError, ToolUnavailable: See `verl_rlar.admission.bring`.
+    """
+    from verl_rlar.admission import bring, own_pairs, taken_names
+    from verl_rlar.hub import Hub
+
+    assert pool
     others = [*builtin_snapshot().tools]
     if path:
         library = Library.read(path)
         others += [library.spec(digest) for digest in library.digests()]
-    hub = stack.enter_context(Hub(config.hub))
     brought = await bring(
-        wanted,
-        hub,
+        name,
+        stack.enter_context(Hub(config.hub)),
         pool,
         config,
         kinds=kinds,
-        pairs=own_pairs(Evidence(cases=tuple(mine))),
-        taken=taken_names(others, wanted),
+        pairs=own_pairs(evidence),
+        taken=taken_names(others, name),
         unsure=unsure,
         on_progress=on_progress,
     )
-    return brought.subject, runner
+    return brought.subject
+
+
+def _complain_of_rows(evidence: Evidence, files: list[str]) -> None:
+    """Says what in the files cannot be read.
+
+    Raises:
+        DataError: Nothing can.
+    """
+    first = f", the first in line {evidence.bad[0][0]}: {evidence.bad[0][1]}" if evidence.bad else ""
+    if not evidence.rows and not evidence.cases:
+        raise DataError(f"no row of {', '.join(files)} can be read" + (first or ": there are none"))
+    if evidence.bad:
+        complain(f"{len(evidence.bad):,} rows cannot be read{first}")
 
 
 def _refused(tool: str, refused: ModelRefused, as_json: bool) -> int:
     if as_json:
         print_json({"tool": tool, "verdict": "refused", "reasons": list(refused.reasons)})
     else:
-        print(visible(f"{tool} is refused before its exam:"))
+        said = str(refused).removesuffix("; ".join(refused.reasons)).rstrip(" .:")  # what it is, and what to do
+        print(visible(f"{said}:"))
         for reason in refused.reasons:
             print(visible(f"  - {reason}"))
     return BAD

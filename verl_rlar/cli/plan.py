@@ -32,7 +32,7 @@ from verl_rlar.cli.app import (
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.planning import WIN_SHARE, Example, Plan, make_plan
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 
 CLUSTERS = 20
 """Most clusters that are printed."""
@@ -64,7 +64,7 @@ def plan_command(
 async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> int:
     async with Dispatcher(config) as dispatcher:
         with progress_bar() as on_progress:
-            plan = await make_plan(read_rows(file), dispatcher, sample=sample, on_progress=on_progress)
+            plan = await make_plan(read_some(file), dispatcher, sample=sample, on_progress=on_progress)
     for number, fault in plan.bad:
         complain_of(BadLine(line=number, error=fault))
     if as_json:

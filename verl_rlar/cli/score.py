@@ -39,7 +39,7 @@ from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.trusted import trusted_snapshot
@@ -64,7 +64,7 @@ def score_command(
 
     \b
     Prints for every line: number, value in [0, 1] (- if unscored), outcome, tool, milliseconds, reason.
-    Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then.
+    Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then, and also if a tool failed.
     With --in, the verifiers that are live in that library score, too, each in a box; rules run as they are installed.
 
     \b
@@ -104,7 +104,7 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
             route = await dispatcher.route(sample.query)
             return Scored(line=number, sample=sample, route=route, score=await dispatcher.score(sample, route))
 
-        async for result in in_order(score, in_background(read_rows(file)), at_once=dispatcher.at_once):
+        async for result in in_order(score, in_background(read_some(file)), at_once=dispatcher.at_once):
             if isinstance(result, BadLine):
                 bad += 1
                 report.bad(result)
@@ -115,7 +115,8 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
                 values[0] += result.score.value
                 values[1] += 1
     _summarise(tally, bad, values[0] / values[1] if values[1] else None)
-    return BAD if bad else OK
+    failed = any(counts[Outcome.FAILED.value] for counts in tally.values())
+    return BAD if bad or failed else OK
 
 
 def live_tools(

@@ -32,7 +32,7 @@ from verl_rlar.cli.app import (
 )
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, DataError
-from verl_rlar.row_files import read_rows
+from verl_rlar.row_files import read_some
 from verl_rlar.rows import query_of
 from verl_rlar.types import Query
 
@@ -141,7 +141,7 @@ def _scout(
 
 def _queries(files: list[str]) -> Iterator[Query]:
     for file in files:
-        for number, row in read_rows(file):
+        for number, row in read_some(file):
             try:
                 if isinstance(row, DataError):
                     raise row
@@ -207,6 +207,11 @@ def _print(findings: Findings) -> None:
             say(f"  {refusal.repo}", "yellow")
             for reason in refusal.reasons:
                 say(f"      {reason}", "dim")
+    if findings.proposals:
+        first, kinds = findings.proposals[0], "".join(f" --kind {kind.value}" for kind in brief.kinds)
+        say()
+        say(f"Is one good for your task? rlar exam {first.repo}@{first.commit}{kinds} --data FILE", "bold")
+        say("  FILE: rows with `chosen` and `rejected`, or `response` and `label`; --in FOLDER keeps it", "dim")
 
 
 def _words(proposal: Proposal) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where exams are held: the processes and boxes for them, and an exam from files as `rlar exam` gives it.
+"""Where exams are held: the processes and boxes for them, and what they are held on, from files.
 
 Guarantees: a rule is examined in two worker processes of the same sort as in training; what runs code that we did not
 write goes to boxes, or fails with the reason (I6); leaving a hall ends all that it started.
@@ -179,35 +179,6 @@ class Hall:
         """
         self._sources[subject.spec.source_sha256] = subject.source
         return await self._boxes.run(subject.spec, sample)
-
-
-async def examine_files(
-    subject: Subject,
-    data: Sequence[str],
-    case_files: Sequence[str],
-    config: RlarConfig,
-    *,
-    seed: int = 0,
-    models: Runner | None = None,
-    on_progress: OnProgress = lambda *_: None,
-) -> Examination:
-    """Examines a tool on rows and cases in files.
-
-    Args:
-        subject: The tool.
-        data: Files of rows.
-        case_files: Files of cases.
-        config: Settings.
-        seed: See `examine`.
-        models: Runs reward models. None: none is examined.
-        on_progress: Called with the stage, how much is done, and of how much.
-
-    Raises:
-        DataError: A file cannot be read, or a case file is wrong.
-    """
-    async with Hall(config, models) as hall:
-        evidence = await hall.gather(data, case_files, subject.spec, seed=seed, on_progress=on_progress)
-        return await hall.examine(subject, evidence, seed=seed, on_progress=on_progress)
 
 
 def _join(one: Evidence, other: Evidence) -> Evidence:

@@ -17,12 +17,10 @@ import asyncio
 import json
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from typing import Any
 from verl_rlar.config import ServingConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.serving.base import Answer, Conversation, How, ServedModel
+from verl_rlar.serving.homes import Home
 from verl_rlar.serving.placing import Need, parameters
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ def as_lists(conversations: Sequence[Conversation]) -> list[list[list[str]]]:
 class ServerProcess:
     """A running `verl_rlar.serving.server`. Made by `start`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], home: str, name: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], home: Home, name: str) -> None:
         self._process = process
         self._home = home
         self._name = name
@@ -106,16 +105,16 @@ class ServerProcess:
             ToolTimeout: It was not ready in time.
             ConnectionError: It died on the way.
         """
+        home = await asyncio.to_thread(Home.make)
         ours, theirs = socket.socketpair()
-        home = tempfile.mkdtemp(prefix="rlar-serving-")
         argument = json.dumps(dict(settings) | {"socket": theirs.fileno()})
         try:
-            with open(f"{home}/log", "wb") as log:
+            with open(f"{home.path}/log", "wb") as log:
                 process = subprocess.Popen(
                     [sys.executable, "-m", "verl_rlar.serving.server", argument],
-                    pass_fds=(theirs.fileno(),),
-                    env=environment(home),
-                    cwd=home,
+                    pass_fds=(theirs.fileno(), home.lock),
+                    env=environment(home.path),
+                    cwd=home.path,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
@@ -123,7 +122,7 @@ class ServerProcess:
                 )
         except BaseException:
             ours.close()
-            shutil.rmtree(home, ignore_errors=True)
+            home.remove()
             raise
         finally:
             theirs.close()
@@ -191,7 +190,7 @@ class ServerProcess:
     def last_words(self) -> str:
         """The end of what it wrote."""
         try:
-            text = Path(self._home, "log").read_bytes()[-600:].decode("utf-8", "replace").strip()
+            text = Path(self._home.path, "log").read_bytes()[-600:].decode("utf-8", "replace").strip()
         except OSError:
             text = ""
         return text or "it wrote nothing"
@@ -211,7 +210,7 @@ class ServerProcess:
         if self._writer is not None:
             self._writer.close()
         self._end()
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._home.remove()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:

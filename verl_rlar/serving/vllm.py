@@ -23,12 +23,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +36,7 @@ import httpx
 from verl_rlar.config import ServingConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.serving.base import Answer, Conversation, How, ServedModel
+from verl_rlar.serving.homes import Home
 from verl_rlar.serving.judging import Judge
 from verl_rlar.serving.placing import GIB, Need, parameters
 from verl_rlar.serving.transformers import BYTES, ENVIRONMENT, STOP_S, ServerProcess, as_lists, environment
@@ -275,7 +274,7 @@ class VllmReplica:
     """vLLM in a process of its own, with one of ours for the tokens; see the module and `Replica`."""
 
     def __init__(
-        self, model: ServedModel, config: ServingConfig, process: subprocess.Popen[bytes], home: str, port: int
+        self, model: ServedModel, config: ServingConfig, process: subprocess.Popen[bytes], home: Home, port: int
     ) -> None:
         self._model = model
         self._config = config
@@ -313,18 +312,23 @@ class VllmReplica:
             ToolUnavailable: vLLM is not installed, or ended while it started.
             ToolTimeout: It was not ready in time.
         """
-        home = tempfile.mkdtemp(prefix="rlar-serving-")
-        port = _free_port()
-        with open(f"{home}/log", "wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", COMMAND, *arguments(model, config, port, bytes_each)],
-                env=environment(home, (*ENVIRONMENT, "VLLM_TARGET_DEVICE")) | _variables(config, devices),
-                cwd=home,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+        home = await asyncio.to_thread(Home.make)
+        try:
+            port = _free_port()
+            with open(f"{home.path}/log", "wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-c", COMMAND, *arguments(model, config, port, bytes_each)],
+                    pass_fds=(home.lock,),
+                    env=environment(home.path, (*ENVIRONMENT, "VLLM_TARGET_DEVICE")) | _variables(config, devices),
+                    cwd=home.path,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                )
+        except BaseException:
+            home.remove()
+            raise
         replica = cls(model, config, process, home, port)
         try:
             settings = {
@@ -403,14 +407,14 @@ class VllmReplica:
         if self._renderer is not None:
             await self._renderer.stop()
         await self._client.close()
-        shutil.rmtree(self._home, ignore_errors=True)
+        self._home.remove()
 
     async def _ready(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         while loop.time() < end:
             if self._process.poll() is not None:
-                words = Path(self._home, "log").read_bytes()[-1500:].decode("utf-8", "replace").strip()
+                words = Path(self._home.path, "log").read_bytes()[-1500:].decode("utf-8", "replace").strip()
                 raise ToolUnavailable(f"{self._model.name}: vLLM ended while it started: {words}")
             try:
                 await self._client.health(min(5.0, seconds))
