@@ -392,6 +392,16 @@ def test_what_a_verifier_wraps_is_read_off_its_source(source: str, wraps: tuple[
     assert ("wraps" in spec_to_json(spec)) is bool(wraps)
 
 
+def test_a_card_says_what_is_wrapped() -> None:
+    card = Card(
+        tool="v", digest="d", kind="verifier", verdict="admitted", reasons=(), wraps=("final_answer", "token_f1")
+    )
+    assert "Wraps the built-in final_answer, token_f1." in card.markdown()
+    assert Card.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+    older = {name: value for name, value in card.as_dict().items() if name != "wraps"}
+    assert Card.from_dict(older) == replace(card, wraps=())
+
+
 @pytest.mark.parametrize("named", ["extra['tool']", "'unit_tests'", "'magic'", ""])
 def test_a_built_in_tool_that_cannot_be_wrapped_is_named(named: str) -> None:
     with pytest.raises(ConfigError, match=r"the verifier v, line 3: rlar\.builtin needs .* one of exact_match, final"):

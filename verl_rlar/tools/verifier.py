@@ -33,6 +33,8 @@ MAX_PROGRAMS = 64
 """Programs that a verifier may have run for one sample, calls of built-in rules included."""
 SOURCE_BYTES = 1 << 20
 """Most text that a verifier may hand over as a program, or as its input."""
+ASKED_BYTES = 8 << 20
+"""Most that a verifier which wraps rules may write, its questions included."""
 
 
 @cache
@@ -107,6 +109,8 @@ async def verify(
         "extra": dict(sample.query.extra),
     }
     job = Job(mode="verifier", source=source, inputs=inputs, seconds=spec.timeout_s)
+    if spec.wraps:
+        job = replace(job, output_bytes=ASKED_BYTES)
     ran = await sandbox.run(job, _answerer(spec, sample, sandbox, config, rules))
     if ran.end is End.TIMEOUT:
         raise ToolTimeout(f"{spec.name}: still at work after {spec.timeout_s:g} s")
@@ -146,7 +150,7 @@ def _answerer(
 
     async def builtin(ask: Mapping[str, Any], left: float) -> Any:
         name, response, reference = ask.get("name"), ask.get("response"), ask.get("reference")
-        if name not in spec.wraps or rules is None:
+        if name not in spec.wraps or name not in wrappable() or rules is None:
             return {"error": f"{str(name)[:80]!r} is not named in the source, as in rlar.builtin('final_answer', ...)"}
         if not isinstance(response, str) or not isinstance(reference, str | None):
             return {"error": "response is a text, and reference a text or None"}

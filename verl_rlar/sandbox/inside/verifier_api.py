@@ -25,6 +25,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TextIO
 
 READERS = ("answer_of", "final_answer", "number", "numbers", "plain", "normalise", "code_blocks", "find_json")
+SENT = 200_000
+"""Characters of a response that a built-in tool is asked about, from its end."""
 
 _send: Callable[[dict[str, Any]], None]
 _replies: TextIO
@@ -99,10 +101,10 @@ def builtin(name: str, response: str, reference: str | None = None) -> Score:
 
     Args:
         name: The tool, as a literal: that this verifier wraps it is read off its source, and stands in its spec.
-        response: What it scores: the response, or a part of it.
+        response: What it scores: the response, or a part of it; only its last `SENT` characters are looked at.
         reference: The right answer; None: the row's.
 
     Raises:
         RuntimeError: There is no such tool, the source does not name it as it must, or it failed.
     """
-    return Score(*ask(kind="builtin", name=name, response=response, reference=reference))
+    return Score(*ask(kind="builtin", name=name, response=response[-SENT:], reference=reference))
