@@ -326,7 +326,7 @@ return None
         mode=8,
         source="""
 import sys
-for name in ("harness", "values", "worker", "__main__", "verifier_api"):
+for name in ("harness", "values", "worker", "__main__", "verifier_api", "reading"):
     module = sys.modules.get(name)
     for key in ("_answer", "encode", "evaluate", "_calls", "send", "empty", "run", "end_processes"):
         if hasattr(module, key): setattr(module, key, lambda *a, **k: {"value": True})

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from verl_rlar.exam.cases import is_sealed
+from verl_rlar.sandbox.reading import answer_of, normalise
 from verl_rlar.tools.rule import Rule, rule
 from verl_rlar.tools.rules.choice import multiple_choice
-from verl_rlar.tools.rules.format import answer_of
 from verl_rlar.tools.rules.math import final_answer
-from verl_rlar.tools.rules.text import exact_match, normalise, stated_answer, token_f1
+from verl_rlar.tools.rules.text import exact_match, stated_answer, token_f1
 from verl_rlar.tools.rules.translation import closeness, translation
 from verl_rlar.types import Kind, Sample, Verdict
 

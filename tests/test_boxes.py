@@ -34,7 +34,7 @@ from verl_rlar.sandbox.docker import (
 )
 from verl_rlar.sandbox.hardening import OOM_SCORE_ADJ, container_options
 from verl_rlar.tools.boxed import BoxRunner
-from verl_rlar.types import Kind, Scope, ToolSpec
+from verl_rlar.types import Kind, Scope, ToolSpec, Verdict
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("box_image")]
 
@@ -218,7 +218,7 @@ def verifier(source: str) -> Job:
 # --- The tools --------------------------------------------------------------------------------------------------------
 
 
-def spec_of(source_sha256: str, timeout_s: float = 5.0) -> ToolSpec:
+def spec_of(source_sha256: str, timeout_s: float = 5.0, wraps: tuple[str, ...] = ()) -> ToolSpec:
     return ToolSpec(
         name="checker",
         kind="verifier",
@@ -227,6 +227,7 @@ def spec_of(source_sha256: str, timeout_s: float = 5.0) -> ToolSpec:
         description="A verifier.",
         timeout_s=timeout_s,
         boxed=True,
+        wraps=wraps,
         source_sha256=source_sha256,
     )
 
@@ -245,6 +246,14 @@ SOURCES = {
         "    ran = rlar.run_program(response, stdin=extra['stdin'])\n"
         "    return float(ran.end == 'done' and ran.stdout.strip() == '42')\n"
     ),
+    "wrapping": (
+        "import rlar\n"
+        "def score(response, extra, **_):\n"
+        "    said = rlar.builtin('final_answer', response, extra.get('other'))\n"
+        "    return said.value, said.reason\n"
+    ),
+    "unnamed": "import rlar\ndef score(**_): return rlar.ask(kind='builtin', name='token_f1', response='')[0]\n",
+    "odd": "import rlar\ndef score(**_): return rlar.ask(kind='builtin', name='final_answer', response=1)[0]\n",
     "greedy": ("import rlar\ndef score(**_):\n    for _ in range(1000): rlar.run_program('')\n    return 1.0\n"),
 }
 
@@ -295,6 +304,26 @@ async def test_a_verifier_has_programs_run_elsewhere(runner: BoxRunner) -> None:
     assert (await check(runner, "running", double, stdin="21\n")).value == 1.0
     assert (await check(runner, "running", double, stdin="20\n")).value == 0.0
     assert (await check(runner, "running", "import os; os._exit(0)", stdin="21\n")).value == 0.0
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_verifier_asks_the_built_in_rules_that_it_wraps(runner: BoxRunner) -> None:
+    async def ask(name: str, response: str, **extra: Any) -> Verdict:
+        spec = spec_of(name, timeout_s=20.0, wraps=("final_answer",))
+        return await runner.run(spec, make_sample(response, make_query(reference="1/2", **extra)))
+
+    right, wrong = await ask("wrapping", r"So it is $\frac{1}{2}$."), await ask("wrapping", "0.6")
+    assert (right.value, wrong.value, wrong.reason) == (1.0, 0.0, "'0.6' is not '1/2'")
+    assert (await ask("wrapping", "0.6", other="3/5")).value == 1.0
+    assert (await ask("wrapping", "0.5", other=r"\sum x")).value is None
+    for hostile in ("\\boxed{" * 20_000, "9^" * 300 + "9", "\ud800", "[" * 100_000, ""):
+        assert (await ask("wrapping", hostile)).value == 0.0
+    for name, message in (("unnamed", "'token_f1' is not named"), ("odd", "response is a text")):
+        with pytest.raises(ToolError, match=message):
+            await ask(name, "1/2")
+    with pytest.raises(ToolError, match="'final_answer' is not named"):
+        await check(runner, "wrapping")
+    assert (await ask("wrapping", "漢" * (1 << 20) + " 1/2")).value == 1.0
 
 
 async def test_a_sandbox_that_cannot_be_started_says_so_to_every_call() -> None:

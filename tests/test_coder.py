@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from verl_rlar.agents.coder import Written, kinds_of, name_of, write
 from verl_rlar.agents.drafter import code_of, schemes_of
-from verl_rlar.agents.prompting import prompt_files
+from verl_rlar.agents.prompting import prompt_files, render
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import CassetteError, ConfigError, DataError
@@ -28,6 +28,8 @@ from verl_rlar.exam.cases import Case, Expect, read_cases
 from verl_rlar.library import Library
 from verl_rlar.purse import Purse
 from verl_rlar.row_files import read_rows
+from verl_rlar.sandbox.inside.verifier_api import READERS
+from verl_rlar.tools.verifier import wrappable
 from verl_rlar.types import Kind
 
 ROOT = Path(__file__).parent.parent
@@ -419,6 +421,14 @@ def test_a_recorded_model_writes_a_verifier_that_is_right_on_hidden_answers(name
     assert done.returncode == 0, done.stdout + done.stderr
     figures = json.loads(done.stdout.splitlines()[-1])["figures"]
     assert figures["solved"] == 1 and figures[name]["right"] >= 0.99 and figures[name]["hidden_answers"] > 90
+    assert figures[name]["wraps"] == (["final_answer"] if name == "intervals" else [])
+
+
+def test_the_coder_is_told_of_what_there_is_in_a_box_and_of_nothing_else() -> None:
+    told = render("coder.md", {"seconds": 5})
+    assert set(re.findall(r"rlar\.(\w+)\(", told)) == {*READERS, "builtin", "run_program"}
+    built_in = told[told.index("rlar.builtin(") : told.index("rlar.run_program(")]
+    assert set(re.findall(r"`(\w+_\w+|translation)`", built_in)) == set(wrappable())
 
 
 def test_answers_are_read_as_they_are_meant() -> None:

@@ -33,7 +33,7 @@ from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import verifier
 from verl_rlar.exam.trial import dressed, undressed, wilson
 from verl_rlar.inbox import Submission, apply, record_of
-from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot
+from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot, spec_from_json, spec_to_json
 from verl_rlar.rows import query_from_dict
 from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec
@@ -370,6 +370,42 @@ def test_what_is_no_tool_is_named(name: str, message: str) -> None:
 def test_what_is_no_verifier_is_named(source: str) -> None:
     with pytest.raises(ConfigError, match="the verifier v"):
         verifier(source, name="v")
+
+
+SCORE = "def score(prompt, response, reference, extra):\n    return"
+
+
+@pytest.mark.parametrize(
+    ("source", "wraps"),
+    [
+        (f"import rlar\n{SCORE} rlar.builtin('final_answer', response).value", ("final_answer",)),
+        (f"import rlar as r\n{SCORE} r.builtin(response=response, name='token_f1').value", ("token_f1",)),
+        (f"from rlar import builtin as b\n{SCORE} b('token_f1', b('exact_match', ''))", ("exact_match", "token_f1")),
+        (f"import rlar\n{SCORE} rlar.number(response)", ()),
+        (f"builtin = print\n{SCORE} builtin('final_answer')", ()),
+    ],
+)  # fmt: skip
+def test_what_a_verifier_wraps_is_read_off_its_source(source: str, wraps: tuple[str, ...]) -> None:
+    spec = verifier(source, name="v").spec
+    assert spec.wraps == wraps and spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+    assert (replace(spec, wraps=()).digest == spec.digest) is not bool(wraps)
+    assert ("wraps" in spec_to_json(spec)) is bool(wraps)
+
+
+def test_a_card_says_what_is_wrapped() -> None:
+    card = Card(
+        tool="v", digest="d", kind="verifier", verdict="admitted", reasons=(), wraps=("final_answer", "token_f1")
+    )
+    assert "Wraps the built-in final_answer, token_f1." in card.markdown()
+    assert Card.from_dict(json.loads(json.dumps(card.as_dict()))) == card
+    older = {name: value for name, value in card.as_dict().items() if name != "wraps"}
+    assert Card.from_dict(older) == replace(card, wraps=())
+
+
+@pytest.mark.parametrize("named", ["extra['tool']", "'unit_tests'", "'magic'", ""])
+def test_a_built_in_tool_that_cannot_be_wrapped_is_named(named: str) -> None:
+    with pytest.raises(ConfigError, match=r"the verifier v, line 3: rlar\.builtin needs .* one of exact_match, final"):
+        verifier(f"import rlar\n{SCORE} rlar.builtin({named})", name="v")
 
 
 def test_limits_can_be_set_for_a_kind_and_unknown_ones_are_named() -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_rlar.sandbox.reading import TAIL, normalise
 from verl_rlar.tools.rules.choice import multiple_choice
-from verl_rlar.tools.rules.text import TAIL, exact_match, normalise, token_f1
+from verl_rlar.tools.rules.text import exact_match, token_f1
 from verl_rlar.types import Message, Query, Sample
 
 CITIES = {"choices": ["London", "Berlin", "Paris", "Rome"]}

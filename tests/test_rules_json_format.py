@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_rlar.tools.rules.format import answer_of, count_words, length_limits, think_format
-from verl_rlar.tools.rules.json_schema import DEPTH, SIZE, json_schema, parse_json
+from verl_rlar.sandbox.reading import DEPTH, SIZE, answer_of, parse_json
+from verl_rlar.tools.rules.format import count_words, length_limits, think_format
+from verl_rlar.tools.rules.json_schema import json_schema
 from verl_rlar.types import Kind, Message, Query, Sample, Verdict
 
 SCHEMA = {

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_rlar.tools.rules.math import LONGEST, TAIL, final_answer, find_answer
+from verl_rlar.sandbox.reading import LONGEST, TAIL, find_answer
+from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import hashlib
 import time
 from collections.abc import AsyncIterator, Mapping
 from decimal import Decimal
@@ -19,10 +20,11 @@ import pytest_asyncio
 from fusion_server import FusionServer, back_end
 
 from verl_rlar.config import SandboxConfig
-from verl_rlar.sandbox import values
+from verl_rlar.sandbox import reading, values
 from verl_rlar.sandbox.base import GRACE_S, Answerer, BoxLost, End, Job, Ran, Sandbox
 from verl_rlar.sandbox.docker import LABEL, DockerSandbox
 from verl_rlar.sandbox.fusion import FusionSandbox
+from verl_rlar.sandbox.inside.verifier_api import READERS
 
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
@@ -529,6 +531,34 @@ def score(prompt, response, reference, extra):
     return 1.0
 """
     assert (await verify(sandbox, source)).answers == ({"value": 1.0, "reason": ""},)
+
+
+READ = (
+    ("The answer is 1,042 or \\frac{1}{2}.", 1),
+    ("<think>5</think> **\\boxed{3} and \\boxed{4}**", 1),
+    ('```python\nx = 1\n```\n{"a": [1, {}]} “É” \ud800', 1),
+    ("[", 100_000), ("\\boxed{", 20_000), ("9", 100_000), ("```\n", 20_000), ('{"a":', 50_000), ("1,", 50_000),
+    ("<think>", 20_000), ("answer is ", 20_000), ("-$", 50_000), ("\\frac{", 20_000), ('"\\', 50_000), (" ", 200_000),
+)  # fmt: skip
+"""Texts, and how often they are repeated: plain ones, and hostile ones."""
+
+
+async def test_a_verifier_reads_as_our_rules_do(sandbox: Sandbox) -> None:
+    source = f"""
+import hashlib, rlar
+def score(prompt, response, reference, extra):
+    said = [repr(getattr(rlar, name)(text * times)) for text, times in {READ!r} for name in rlar.READERS]
+    return 1.0, hashlib.sha256("\\n".join(said).encode("utf-8", "surrogatepass")).hexdigest()
+# reads by rlar.number and others
+"""
+    said = [repr(getattr(reading, name)(text * times)) for text, times in READ for name in READERS]
+    wanted = hashlib.sha256("\n".join(said).encode("utf-8", "surrogatepass")).hexdigest()
+    assert (await verify(sandbox, source, seconds=60)).answers == ({"value": 1.0, "reason": wanted},)
+
+
+async def test_what_a_verifier_is_not_offered_is_named(sandbox: Sandbox) -> None:
+    (answer,) = (await verify(sandbox, "import rlar\n" + scoring("rlar.final_anser('')"))).answers
+    assert "rlar has no final_anser; it has run_program, builtin, answer_of" in answer["error"]
 
 
 async def test_second_answer_of_a_verifier_is_noticed(sandbox: Sandbox) -> None:

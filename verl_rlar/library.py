@@ -147,7 +147,9 @@ def spec_to_json(spec: ToolSpec) -> dict[str, Any]:
     """A spec as JSON-like values, for ``spec.json``."""
     scope = {"kinds": sorted(kind.value for kind in spec.scope.kinds), "needs_reference": spec.scope.needs_reference}
     learned = spec.calibration.as_dict() if spec.calibration else None
-    return asdict(spec) | {"scope": scope, "misses": list(spec.misses), "calibration": learned}
+    values = asdict(spec) | {"scope": scope, "misses": list(spec.misses), "calibration": learned}
+    wraps = values.pop("wraps")
+    return values | ({"wraps": list(wraps)} if wraps else {})  # releases that did not have it read the others
 
 
 def spec_from_json(values: Mapping[str, Any]) -> ToolSpec:
@@ -162,6 +164,7 @@ def spec_from_json(values: Mapping[str, Any]) -> ToolSpec:
         changed = {
             "scope": Scope(kinds=kinds, needs_reference=scope["needs_reference"]),
             "misses": tuple(values["misses"]),
+            "wraps": tuple(values.get("wraps", ())),
             "calibration": Calibration.from_dict(values["calibration"]) if values.get("calibration") else None,
         }
         return ToolSpec(**(dict(values) | changed))

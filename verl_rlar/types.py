@@ -137,6 +137,8 @@ class ToolSpec:
     """What it measures and when to use it, in one paragraph. Routers and people read this."""
     misses: tuple[str, ...] = ()
     """What it is known not to catch, one plain sentence each."""
+    wraps: tuple[str, ...] = ()
+    """Of a verifier: the built-in tools that it asks, by name; no others answer it. Read off its source."""
     gate: bool = False
     """A gate says whether a response may score at all; it never adds to a score."""
     low: float = 0.0
@@ -161,8 +163,8 @@ class ToolSpec:
     def digest(self) -> str:
         """Identity of this version of the tool: 16 hex digits."""
         fields = asdict(self) | {"scope": [sorted(k.value for k in self.scope.kinds), self.scope.needs_reference]}
-        for name in ("calibration", "serving"):
-            if fields[name] is None:
+        for name in ("calibration", "serving", "wraps"):
+            if fields[name] in (None, ()):
                 del fields[name]  # as in releases that did not have it
         return content_hash(fields)[:16]
 

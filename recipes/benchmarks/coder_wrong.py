@@ -30,6 +30,9 @@ from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import verifier
 
 EQUAL = "said == wanted"
+MUST = "rlar.plain(must[-1]) in words"
+ASKED = 'rlar.builtin("final_answer", rlar.answer_of(response))'
+BOTH = "for text in (rlar.answer_of(response), reference)"
 WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
     "gsm8k": (
         ("near enough", "said == {wanted}", "any(abs(n - wanted) <= 1 for n in said)"),
@@ -67,8 +70,8 @@ WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
     "sentences": (
         ("words not counted", "len(words) == int(count[-1]) and len(text) < 20_000", "bool(words)"),
         ("one word more or less", "len(words) == int(count[-1])", "abs(len(words) - int(count[-1])) <= 1"),
-        ("the word not looked for", "must[-1].casefold() in words", "True"),
-        ("the word within others", "must[-1].casefold() in words", "must[-1].casefold() in text.casefold()"),
+        ("the word not looked for", MUST, "True"),
+        ("the word within others", MUST, "rlar.plain(must[-1]) in rlar.plain(text)"),
         ("two of three", "not broken)", "len(broken) < 2)"),
     ),
     "programs": (
@@ -83,10 +86,10 @@ WRONG: dict[str, tuple[tuple[str, str, str], ...]] = {
         ("numbers forgotten", "(type(value).__name__, ", "(0, 0 if isinstance(value, int) else "),
     ),
     "intervals": (
-        ("brackets forgotten", EQUAL, "{i[1:3] for i in said} == {i[1:3] for i in wanted}"),
-        ("ends forgotten", EQUAL, "{(i[0], i[3]) for i in said} == {(i[0], i[3]) for i in wanted}"),
-        ("among others", EQUAL, "wanted <= said"),
-        ("lower end only", EQUAL, "{i[:2] for i in said} == {i[:2] for i in wanted}"),
+        ("brackets forgotten", ASKED, f"""rlar.builtin("final_answer", *(re.sub(r"[\\[(]", "(", text) {BOTH}))"""),
+        ("ends forgotten", ASKED, f"""rlar.builtin("final_answer", *(re.sub(r"-?\\d+", "1", text) {BOTH}))"""),
+        ("among others", "return verdict.value,", "return float(reference in rlar.final_answer(response)),"),
+        ("lower end only", ASKED, f"""rlar.builtin("final_answer", *(re.sub(r",\\s*-?\\d+", ",9", text) {BOTH}))"""),
     ),
     "stdin": (
         ("one test", "zip(inputs[:20], outputs[:20])", "zip(inputs[:1], outputs[:1])"),

@@ -52,7 +52,7 @@ from verl_rlar.errors import RlarError
 from verl_rlar.features import describe
 from verl_rlar.row_files import read_rows
 from verl_rlar.rows import query_of
-from verl_rlar.tools.rules.format import answer_of
+from verl_rlar.sandbox.reading import answer_of
 from verl_rlar.types import Kind, Query, Route, RoutePart, Sample
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))

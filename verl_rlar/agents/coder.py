@@ -15,8 +15,8 @@ The same LLM writes it and judges by it; the judge reads the sealed cases, too, 
 
 The built-in tools have no say on which gold can be trusted, as in `rlar exam`: a verifier is written where they fail.
 
-Not covered: built-in tools cannot be wrapped, as boxes do not offer them; cassettes of rubrics, whose judge is asked
-hundreds of times; one run is one task, whose rows should be alike.
+Not covered: cassettes of rubrics, whose judge is asked hundreds of times; one run is one task, whose rows should be
+alike.
 """
 
 from __future__ import annotations

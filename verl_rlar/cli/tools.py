@@ -252,6 +252,8 @@ def _tools_show(tool: str, folder: str | None, as_json: bool, config: RlarConfig
     kinds = " ".join(sorted(kind.value for kind in spec.scope.kinds))
     say("checks", kinds + ("" if not spec.scope.needs_reference else "; needs a reference"))
     say("range", f"{spec.low:g} to {spec.high:g}, within {spec.timeout_s:g} s" + (", in a box" if spec.boxed else ""))
+    if spec.wraps:
+        say("wraps", ", ".join(spec.wraps))
     say("made by", spec.origin)
     say("description", spec.description or "-")
     for missed in spec.misses:

@@ -107,6 +107,8 @@ class Card:
     verdict: Literal["admitted", "rejected"]
     reasons: tuple[str, ...]
     """Why it was rejected; for an admitted one, what it was not tried on."""
+    wraps: tuple[str, ...] = ()
+    """Built-in tools that a verifier asks."""
     admitted_for: tuple[str, ...] = ()
     """Kinds of query for which there was evidence, and it was good enough."""
     unproven: tuple[str, ...] = ()
@@ -159,7 +161,7 @@ class Card:
                 "figures": figures,
                 "failing": tuple(Failing(**one) for one in tree["failing"]),
                 "set_apart": tuple((where, why) for where, why in tree["set_apart"]),
-                **{name: tuple(tree[name]) for name in ("reasons", "admitted_for", "unproven")},
+                **{name: tuple(tree.get(name, ())) for name in ("reasons", "wraps", "admitted_for", "unproven")},
             }
         )
 
@@ -169,6 +171,8 @@ class Card:
         lines += [f"- {reason}" for reason in self.reasons] + [""] * bool(self.reasons)
         kind = self.kind.replace("_", " ")
         lines.append(f"A {kind}. {self.cases:,} cases, {self.sealed:,} of them sealed; seed {self.seed}.")
+        if self.wraps:
+            lines.append(f"Wraps the built-in {', '.join(self.wraps)}.")
         if self.admitted_for:
             lines.append(f"Admitted for: {', '.join(self.admitted_for)}.")
         if self.unproven:

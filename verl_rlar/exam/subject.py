@@ -5,7 +5,8 @@ Guarantees: a file's code is read as text, and parsed for constants; it is never
 own functions are trusted, and imported.
 
 A verifier's file may say at top level ``KINDS = ("math",)`` (what it is for), ``NEEDS_REFERENCE = True``,
-``TIMEOUT_S = 5.0`` and ``DESCRIPTION = "..."``; they must be literals.
+``TIMEOUT_S = 5.0`` and ``DESCRIPTION = "..."``; they must be literals. So must the names of the built-in tools that it
+wraps (``rlar.builtin``), which its spec lists.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from verl_rlar.errors import ConfigError
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.tools.rule import load
+from verl_rlar.tools.verifier import wrapped
 from verl_rlar.types import Kind, Scope, ToolSpec
 
 CHECKED = frozenset(Kind) - {Kind.OPEN}
@@ -90,12 +92,17 @@ def verifier(source: str, *, name: str, kinds: Collection[Kind] = (), origin: st
         timeout = float(said.get("TIMEOUT_S", 5.0))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the verifier {name}: {error}") from None
+    try:
+        wraps = wrapped(tree)
+    except ConfigError as error:
+        raise ConfigError(f"the verifier {name}, {error}") from None
     spec = ToolSpec(
         name=re.sub(r"\W+", "_", name).strip("_").lower() or "verifier",
         kind="verifier",
         target="score",
         scope=Scope(kinds=scope, needs_reference=bool(said.get("NEEDS_REFERENCE", True))),
         description=str(said.get("DESCRIPTION") or ast.get_docstring(tree) or ""),
+        wraps=wraps,
         timeout_s=timeout,
         boxed=True,
         origin=origin,

@@ -514,6 +514,7 @@ class _Report:
             tool=self._spec.name,
             digest=self._spec.digest,
             kind=self._spec.kind,
+            wraps=self._spec.wraps,
             verdict="rejected" if reasons else "admitted",
             reasons=tuple(reasons or notes),
             admitted_for=() if reasons else tuple(proven),

@@ -340,7 +340,7 @@ class DockerSandbox:
     def _key(self, mode: str, source: str) -> tuple[tuple[str, ...], Any]:
         """Whose box a job needs, and how a blank one becomes that."""
         libraries = tuple(sorted(set(_IMPORT.findall(source))))
-        modules = (*libraries, "verifier_api") if mode == "verifier" else libraries
+        modules = (*libraries, "verifier_api", "reading") if mode == "verifier" else libraries
         owner = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest() if mode == "verifier" else ""
         return (owner, *libraries), lambda box: box.prepare(modules)
 

@@ -108,7 +108,7 @@ class FusionSandbox:
         self._queue_timeout_s = config.queue_timeout_s
         self._size = config.program_boxes or REQUESTS
         self._code = HERE.joinpath("oneshot.py").read_text("utf-8")
-        paths = [HERE / "values.py", HERE / "inside" / "harness.py", HERE / "inside" / "verifier_api.py"]
+        paths = [HERE / name for name in ("values.py", "reading.py", "inside/harness.py", "inside/verifier_api.py")]
         self._files = {path.name: _base64(path.read_bytes()) for path in paths}
         self._client: httpx.AsyncClient | None = None
         self._slots = asyncio.Semaphore(self._size)

@@ -99,7 +99,7 @@ def recipe_of(config: SandboxConfig) -> str:
 def _files() -> dict[str, bytes]:
     """Files of the build's context by their paths in it, but for the libraries."""
     inside = [path for path in HERE.joinpath("inside").glob("*.py") if path.name != "__init__.py"]
-    files = {f"inside/{path.name}": path.read_bytes() for path in [*inside, HERE / "values.py"]}
+    files = {f"inside/{path.name}": path.read_bytes() for path in [*inside, HERE / "values.py", HERE / "reading.py"]}
     return files | {name: HERE.joinpath(name).read_bytes() for name in ("Dockerfile", "requirements.txt")}
 
 

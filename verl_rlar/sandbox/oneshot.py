@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One job on a SandboxFusion server: the program that `verl_rlar.sandbox.fusion` sends there, as it stands.
 
-The server runs it once, with `harness.py`, `values.py`, `verifier_api.py`, `job.json` and `replies.jsonl` beside it,
-and passes back `result.json`. It forks the job's process, in which the harness does what it does in a box of ours;
-reads what that writes, up to a limit; ends it at its deadline; and reports like a box's worker, with one more end:
-``asks``. Nobody can answer while this runs, so it reads replies from a file, and where that has none left it ends; the
-sender finds the answer, and runs it again with one reply more.
+The server runs it once, with `harness.py`, `values.py`, `reading.py`, `verifier_api.py`, `job.json` and `replies.jsonl`
+beside it, and passes back `result.json`. It forks the job's process, in which the harness does what it does in a box of
+ours; reads what that writes, up to a limit; ends it at its deadline; and reports like a box's worker, with one more
+end: ``asks``. Nobody can answer while this runs, so it reads replies from a file, and where that has none left it ends;
+the sender finds the answer, and runs it again with one reply more.
 
 Guarantees: what the server does with a job's standard output and exit code does not matter (it mixes up much of it);
 the job starts in an empty folder with an empty environment; the result carries a secret that comes on standard input
@@ -221,7 +221,7 @@ def main() -> None:
         kept = {"PATH": os.environ.get("PATH", os.defpath), "LANG": "C.UTF-8", "PYTHONHASHSEED": "0", FRESH: "1"}
         os.execve(sys.executable, [sys.executable, "-B", "-X", "utf8", *sys.argv], kept)
     import harness  # noqa: F401
-    import verifier_api  # noqa: F401
+    import verifier_api
 
     os.environ.clear()
     box = os.path.abspath("box")
@@ -231,6 +231,8 @@ def main() -> None:
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     with open("job.json", encoding="utf-8") as file:
         job = json.load(file)
+    if job["mode"] == "verifier" and verifier_api.may_read(job["source"]):
+        import reading  # noqa: F401 - its file will be gone
     with open("replies.jsonl", "rb") as replies_file:
         replies = replies_file.read()
     for name in os.listdir():

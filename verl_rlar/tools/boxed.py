@@ -6,8 +6,8 @@ a verifier, which is code that we did not write and runs in a box itself (`verl_
 
 Guarantees: `run` ends within ``rlar.sandbox.queue_timeout_s`` plus the tool's ``timeout_s`` plus `GRACE_S`; what the
 policy's program does is a verdict, what goes wrong with us is an error. The sandbox is started by the first call that
-needs it, and ended by leaving the context; if it cannot be started, every call says why, and the next one tries again
-after `RETRY_S`.
+needs it, as are two processes for the built-in rules that verifiers wrap; leaving the context ends both. If the sandbox
+cannot be started, every call says why, and the next one tries again after `RETRY_S`.
 
 Not covered: a caller that is cancelled gives its boxes up to be destroyed.
 """
@@ -21,15 +21,18 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, TypeVar, cast
 
-from verl_rlar.config import SandboxConfig
+from verl_rlar.config import RulesConfig, SandboxConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.sandbox import GRACE_S, Sandbox, open_sandbox
 from verl_rlar.tools.rule import BoxedRule, load_version
-from verl_rlar.tools.verifier import verify
+from verl_rlar.tools.runner import RuleRunner
+from verl_rlar.tools.verifier import verify, wrappable
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
 logger = logging.getLogger(__name__)
 
+WRAPPED = RulesConfig(processes=2)
+"""Processes for the built-in rules that verifiers wrap."""
 RETRY_S = 30.0
 """How long a sandbox that could not be started is not tried again, in seconds."""
 
@@ -61,6 +64,7 @@ class BoxRunner:
         self._config = config
         self._sources = {} if sources is None else sources
         self._starting: asyncio.Task[Sandbox] | None = None
+        self._rules: asyncio.Task[RuleRunner] | None = None
 
     async def __aenter__(self) -> BoxRunner:
         return self
@@ -71,7 +75,12 @@ class BoxRunner:
         await self.close()
 
     async def close(self) -> None:
-        """Ends the sandbox, if it was started."""
+        """Ends the sandbox and the processes for rules, as far as they were started."""
+        rules, self._rules = self._rules, None
+        if rules is not None:
+            await asyncio.wait([rules])
+            if rules.exception() is None:
+                await asyncio.to_thread(rules.result().close)
         starting, self._starting = self._starting, None
         if starting is None:
             return
@@ -113,8 +122,17 @@ class BoxRunner:
             source = self._sources.get(spec.source_sha256)
             if source is None:
                 raise ToolUnavailable(f"{spec.name}: its source {spec.source_sha256[:12]} is not in the library")
-            return await verify(spec, source, sample, sandbox, self._config)
+            return await verify(spec, source, sample, sandbox, self._config, await self._rules_for(spec))
         return await cast(BoxedRule, load_version(spec))(sample, sandbox, self._config)
+
+    async def _rules_for(self, spec: ToolSpec) -> RuleRunner | None:
+        """What runs the rules that a verifier wraps; the first time, that takes seconds."""
+        if not spec.wraps:
+            return None
+        if self._rules is None or (self._rules.done() and self._rules.exception()):
+            targets = tuple(rule.target for rule in wrappable().values())
+            self._rules = asyncio.create_task(asyncio.to_thread(RuleRunner, WRAPPED, targets))
+        return await asyncio.shield(self._rules)
 
     async def _sandbox(self) -> Sandbox:
         if self._starting is None:

@@ -2,33 +2,91 @@
 """Runs a verifier: code that we did not write, in a box, on one sample.
 
 A verifier is a module with a function ``score(prompt, response, reference, extra)`` that returns a number in [0, 1], or
-None where it has nothing to say, or one of these with a reason. It may have programs run, each in another box
-(``rlar.run_program``, see `verl_rlar.sandbox.inside.verifier_api`).
+None where it has nothing to say, or one of these with a reason. It may have programs run, each in another box, and
+ask the built-in rules that it wraps (``rlar.run_program``, ``rlar.builtin``: see
+`verl_rlar.sandbox.inside.verifier_api`). Which these are is read off its source (`wrapped`), and stands in its spec.
 
 Guarantees: only a finite number in [0, 1], or None, is an answer; everything else, above all an answer that did not
-come through the harness, is a failure of the tool and no score.
+come through the harness, is a failure of the tool and no score. No built-in rule answers a verifier whose spec does not
+name it. A rule is asked about the row at hand only, in the processes of our rules, within the verifier's deadline.
 
-Not covered: a verifier that executes text of the response in its own process gives its vote away; processes and threads
-are denied to it, and the exam is there to find such verifiers.
+Not covered: rules that have programs run themselves cannot be wrapped; a new release of a rule changes the verifiers
+that wrap it, without a new version of theirs. A verifier that executes text of the response in its own process gives
+its vote away; processes and threads are denied to it, and the exam is there to find such verifiers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from verl_rlar.config import SandboxConfig
-from verl_rlar.errors import ToolError, ToolTimeout
+from verl_rlar.errors import ConfigError, ToolError, ToolTimeout
 from verl_rlar.sandbox import Answerer, End, Job, Sandbox
+from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Sample, ToolSpec, Verdict
 
 MAX_PROGRAMS = 64
-"""Programs that a verifier may have run for one sample."""
+"""Programs that a verifier may have run for one sample, calls of built-in rules included."""
 SOURCE_BYTES = 1 << 20
 """Most text that a verifier may hand over as a program, or as its input."""
+ASKED_BYTES = 8 << 20
+"""Most that a verifier which wraps rules may write, its questions included."""
 
 
-async def verify(spec: ToolSpec, source: str, sample: Sample, sandbox: Sandbox, config: SandboxConfig) -> Verdict:
+@cache
+def wrappable() -> Mapping[str, ToolSpec]:
+    """The built-in rules that a verifier can wrap, by name."""
+    from verl_rlar.tools.rules import BUILTIN  # late: it loads SymPy
+
+    return {rule.spec.name: rule.spec for rule in BUILTIN if not rule.spec.boxed}
+
+
+def wrapped(tree: ast.Module) -> tuple[str, ...]:
+    """The built-in rules that a verifier's source asks: names in calls of ``rlar.builtin``, sorted.
+
+    Raises:
+        ConfigError: A call does not name its rule as a literal, or names one that cannot be wrapped.
+    """
+    found = set()
+    for call in _calls_of_builtin(tree):
+        named = call.args[0] if call.args else next((k.value for k in call.keywords if k.arg == "name"), None)
+        name = named.value if isinstance(named, ast.Constant) else None
+        if not isinstance(name, str) or name not in wrappable():
+            raise ConfigError(
+                f"line {call.lineno}: rlar.builtin needs the name of a built-in tool as a literal, one of "
+                f"{', '.join(sorted(wrappable()))}"
+            )
+        found.add(name)
+    return tuple(sorted(found))
+
+
+def _calls_of_builtin(tree: ast.Module) -> Iterator[ast.Call]:
+    nodes = [*ast.walk(tree)]
+    modules = {a.asname or a.name for n in nodes if isinstance(n, ast.Import) for a in n.names if a.name == "rlar"}
+    imports = [n for n in nodes if isinstance(n, ast.ImportFrom) and n.module == "rlar"]
+    functions = {a.asname or a.name for n in imports for a in n.names if a.name == "builtin"}
+    for node in nodes:
+        if isinstance(node, ast.Call):
+            asked = node.func
+            if isinstance(asked, ast.Name) and asked.id in functions:
+                yield node
+            if isinstance(asked, ast.Attribute) and asked.attr == "builtin" and isinstance(asked.value, ast.Name):
+                if asked.value.id in modules:
+                    yield node
+
+
+async def verify(
+    spec: ToolSpec,
+    source: str,
+    sample: Sample,
+    sandbox: Sandbox,
+    config: SandboxConfig,
+    rules: RuleRunner | None = None,
+) -> Verdict:
     """Scores a sample by a verifier.
 
     Args:
@@ -37,6 +95,7 @@ async def verify(spec: ToolSpec, source: str, sample: Sample, sandbox: Sandbox, 
         sample: The sample.
         sandbox: Where it runs.
         config: Limits of the programs that it asks for.
+        rules: Runs the rules that it wraps. None: it wraps none.
 
     Raises:
         ToolTimeout: It did not answer in time.
@@ -50,7 +109,9 @@ async def verify(spec: ToolSpec, source: str, sample: Sample, sandbox: Sandbox, 
         "extra": dict(sample.query.extra),
     }
     job = Job(mode="verifier", source=source, inputs=inputs, seconds=spec.timeout_s)
-    ran = await sandbox.run(job, program_answerer(sandbox, config))
+    if spec.wraps:
+        job = replace(job, output_bytes=ASKED_BYTES)
+    ran = await sandbox.run(job, _answerer(spec, sample, sandbox, config, rules))
     if ran.end is End.TIMEOUT:
         raise ToolTimeout(f"{spec.name}: still at work after {spec.timeout_s:g} s")
     if ran.forged or ran.end is not End.DONE:
@@ -65,20 +126,44 @@ async def verify(spec: ToolSpec, source: str, sample: Sample, sandbox: Sandbox, 
     return Verdict(value=None if value is None else float(value), reason=str(answer["reason"]))
 
 
-def program_answerer(sandbox: Sandbox, config: SandboxConfig) -> Answerer:
-    """What answers a verifier's ``run_program``: the program runs in another box, and its end comes back."""
+def _answerer(
+    spec: ToolSpec, sample: Sample, sandbox: Sandbox, config: SandboxConfig, rules: RuleRunner | None
+) -> Answerer:
+    """What answers a verifier's ``run_program`` and ``builtin``; what they come to goes back to it."""
     asked = 0
 
     async def answer(ask: Mapping[str, Any], left: float) -> Any:
         nonlocal asked
         asked += 1
+        if asked > MAX_PROGRAMS:
+            return {"error": f"more than {MAX_PROGRAMS} programs and calls of built-in tools"}
+        if ask.get("kind") == "builtin":
+            return await builtin(ask, left)
         source, stdin, seconds = ask.get("source"), ask.get("stdin"), ask.get("seconds")
         if ask.get("kind") != "program" or not isinstance(source, str) or not isinstance(stdin, str):
             return {"error": "only programs can be run: run_program(source, stdin, seconds)"}
-        if asked > MAX_PROGRAMS or len(source) > SOURCE_BYTES or len(stdin) > SOURCE_BYTES:
-            return {"error": f"more than {MAX_PROGRAMS} programs, or one with more than {SOURCE_BYTES} characters"}
+        if len(source) > SOURCE_BYTES or len(stdin) > SOURCE_BYTES:
+            return {"error": f"a program, or its input, has more than {SOURCE_BYTES} characters"}
         wanted = seconds if isinstance(seconds, (int, float)) and seconds > 0 else config.program_timeout_s
         ran = await sandbox.run(Job(mode="program", source=source, stdin=stdin, seconds=min(wanted, left)))
         return {"end": ran.end.value, "exit_code": ran.exit_code, "stdout": ran.stdout, "stderr": ran.stderr}
+
+    async def builtin(ask: Mapping[str, Any], left: float) -> Any:
+        name, response, reference = ask.get("name"), ask.get("response"), ask.get("reference")
+        if name not in spec.wraps or name not in wrappable() or rules is None:
+            return {"error": f"{str(name)[:80]!r} is not named in the source, as in rlar.builtin('final_answer', ...)"}
+        if not isinstance(response, str) or not isinstance(reference, str | None):
+            return {"error": "response is a text, and reference a text or None"}
+        if max(len(response), len(reference or "")) > SOURCE_BYTES:
+            return {"error": f"a text has more than {SOURCE_BYTES} characters"}
+        rule = wrappable()[name]
+        query = sample.query if reference is None else replace(sample.query, reference=reference)
+        try:
+            verdict = await rules.run(
+                replace(rule, timeout_s=min(rule.timeout_s, left)), replace(sample, query=query, response=response)
+            )
+        except (ToolError, ConnectionError) as error:
+            return {"error": str(error)[:300]}
+        return [verdict.value, verdict.reason]
 
     return answer

@@ -24,8 +24,8 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 
+from verl_rlar.sandbox.reading import TAIL, normalise
 from verl_rlar.tools.rule import rule
-from verl_rlar.tools.rules.text import TAIL, normalise
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
 _LETTERS = ascii_uppercase[:10]

@@ -28,7 +28,7 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -39,6 +39,7 @@ from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import RlarError, ToolError, ToolTimeout
 from verl_rlar.sandbox import values
 from verl_rlar.sandbox.base import BoxLost, End, Job, Ran, Sandbox
+from verl_rlar.sandbox.reading import answer_of, code_blocks
 from verl_rlar.tools.rule import rule
 from verl_rlar.tools.rules.code_tests import (
     BadTests,
@@ -52,7 +53,6 @@ from verl_rlar.tools.rules.code_tests import (
     plan_of,
     root_name,
 )
-from verl_rlar.tools.rules.format import answer_of
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
 TIMEOUT_S = 30.0
@@ -256,7 +256,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
         wanted: Names that it should define; may be empty.
     """
     text = answer_of(response) if "think>" in response else response
-    blocks = list(_blocks(text))
+    blocks = code_blocks(text)
     defining = [block for block in blocks if _defines(block, wanted)] if wanted else []
     code = (defining or blocks or [text])[-1]
     if not wanted or not prompt.text:
@@ -270,35 +270,6 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
 
 
 _FUTURE = re.compile(r"^from __future__ import [^\n]*", re.MULTILINE)
-
-
-def _blocks(text: str) -> Iterator[str]:
-    """The fenced blocks of a text that are Python's or nobody's; the last one may lack its end."""
-    block: list[str] | None = None
-    fence, indent, python = "", "", False
-    for line in text.split("\n"):
-        bare = line.strip()
-        if block is None:
-            mark = next((mark for mark in ("```", "~~~") if bare.startswith(mark)), "")
-            if mark:
-                language = bare.lstrip(mark[0])
-                fence = bare[: len(bare) - len(language)]
-                indent = line[: len(line) - len(line.lstrip())]
-                words = language.lower().split()
-                python = not words or words[0].strip("{}.") in ("py", "python", "python3", "py3")
-                block = []
-        elif bare.startswith(fence) and not bare.strip(fence[0]):
-            if python:
-                yield "\n".join(block) + "\n"
-            block = None
-        elif bare.endswith("```") and fence == "```" and bare.count("```") == 1:
-            if python:
-                yield "\n".join([*block, line.rstrip()[:-3]]) + "\n"
-            block = None
-        else:
-            block.append(line.removeprefix(indent))
-    if block is not None and python:
-        yield "\n".join(block) + "\n"
 
 
 def _defines(code: str, names: Sequence[str]) -> bool:

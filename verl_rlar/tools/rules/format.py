@@ -10,7 +10,7 @@ scores 0 whatever its content; the right form alone earns nothing, so that there
 Whether they are asked for is decided where routes are made: `think_format` by ``extra["format"] == "think"`` or by a
 system prompt that demands the tags, `length_limits` by the presence of one of `LIMITS` in ``extra``.
 
-Also here: `answer_of`, the part of a response that is meant for the reader. All language rules score that part.
+All language rules score `answer_of` (`verl_rlar.sandbox.reading`), the part of a response that is meant for the reader.
 
 Guarantees: no regular expression over the response, plain string searches only; linear time.
 
@@ -22,25 +22,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from verl_rlar.sandbox.reading import CLOSE, OPEN, answer_of
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Sample, Verdict
 
-OPEN, CLOSE = "<think>", "</think>"
-
 LIMITS = ("min_words", "max_words", "min_chars", "max_chars")
 """Keys of ``Query.extra`` that `length_limits` reads. Both ends are allowed values; None or NaN = no limit."""
-
-
-def answer_of(response: str) -> str:
-    """The response without its thinking: what stands after the first ``</think>``.
-
-    A response that opens a block and never closes it has no answer yet: the empty string. A response with a closing
-    tag only was started inside the block by its chat template. A response without tags is all answer.
-    """
-    before, close, after = response.partition(CLOSE)
-    if close:
-        return after.strip()
-    return "" if before.lstrip().startswith(OPEN) else response.strip()
 
 
 @rule(

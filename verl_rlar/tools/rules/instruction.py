@@ -47,9 +47,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from verl_rlar.sandbox.reading import answer_of, parse_json
 from verl_rlar.tools.rule import rule
-from verl_rlar.tools.rules.format import answer_of
-from verl_rlar.tools.rules.json_schema import parse_json
 from verl_rlar.tools.rules.language import is_known, written_in
 from verl_rlar.types import Kind, Sample, Verdict
 

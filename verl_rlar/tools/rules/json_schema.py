@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NoReturn
+from typing import Any
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
@@ -24,30 +24,9 @@ from jsonschema.validators import validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
+from verl_rlar.sandbox.reading import answer_of, parse_json
 from verl_rlar.tools.rule import rule
-from verl_rlar.tools.rules.format import answer_of
 from verl_rlar.types import Kind, Sample, Verdict
-
-DEPTH = 40
-"""Deepest nesting that is parsed; a recursive schema over such a document stays within Python's stack."""
-SIZE = 1_000_000
-"""Most characters that are parsed."""
-DIGITS = 1_000
-"""Most digits of an integer."""
-
-
-def parse_json(text: str) -> Any:
-    """Parses one strict JSON document, bare or in one ``` fence.
-
-    Raises:
-        ValueError: It is no JSON, or too large, too deep, ambiguous (repeated keys), or not standard (NaN).
-    """
-    text = _unfenced(text.strip())
-    if len(text) > SIZE:
-        raise ValueError(f"longer than {SIZE:,} characters")
-    if _depth(text) > DEPTH:
-        raise ValueError(f"nested deeper than {DEPTH}")
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
 
 
 @rule(
@@ -125,59 +104,6 @@ def _remote(schema: Any) -> str | None:
         elif isinstance(node, list):
             stack.extend(node)
     return None
-
-
-def _unfenced(text: str) -> str:
-    """The inside of a ``` fence, if the text is one fence; else the text."""
-    if not text.startswith("```") or not text.endswith("```") or len(text) < 6:
-        return text
-    head, newline, body = text[3:-3].partition("\n")
-    if newline and head.strip().lower() in {"", "json", "json5", "jsonc"}:
-        return body.strip()
-    inside = text[3:-3]
-    return inside[4:].strip() if inside[:4].lower() == "json" else inside.strip()
-
-
-def _depth(text: str) -> int:
-    """Deepest nesting of brackets outside strings; one pass."""
-    depth = deepest = 0
-    inside = escaped = False
-    for char in text:
-        if inside:
-            if escaped:
-                escaped = False
-            elif char == "\\":
-                escaped = True
-            elif char == '"':
-                inside = False
-        elif char == '"':
-            inside = True
-        elif char in "[{":
-            depth += 1
-            if depth > deepest:
-                deepest = depth
-                if deepest > DEPTH:
-                    break
-        elif char in "]}":
-            depth -= 1
-    return deepest
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("an object repeats a key")
-    return found
-
-
-def _constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _integer(digits: str) -> int:
-    if len(digits) > DIGITS:
-        raise ValueError(f"an integer of {len(digits)} digits")
-    return int(digits)
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Rule `final_answer`: is the final answer of a mathematical response the reference?
 
-Three steps: find the final answer in the response (`find_answer`), take its shape apart (lists, tuples, intervals,
-units; `_read`), and compare the scalars that are left with math-verify (`_equal`).
+Three steps: find the final answer in the response (`verl_rlar.sandbox.reading.find_answer`), take its shape apart
+(lists, tuples, intervals, units; `_read`), and compare the scalars that are left with math-verify (`_equal`).
 
 **Which answer counts.** Text after the last ``</think>`` only. There, in this order: the last closed ``\boxed{}`` or
 the last line ``#### n``, whichever stands later; what follows the last "answer is", "answer:" or a line's "A:"
@@ -34,7 +34,6 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections import deque
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -43,19 +42,23 @@ from latex2sympy2_extended import NormalizationConfig, normalize_latex
 from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
 from math_verify import verify
 
+from verl_rlar.sandbox.reading import (
+    FUNCTION,
+    LONGEST,
+    MATH_WORD,
+    MOST_ITEMS,
+    ONLY_NUMBER,
+    TRAILING_WORDS,
+    find_answer,
+    marked,
+)
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Sample, Verdict
 
 logging.getLogger("math_verify.grader").setLevel(logging.ERROR)  # it warns that it has no timeout: ours is outside
 
-TAIL = 200_000
-"""Characters of the response that are read, from its end."""
-LONGEST = 600
-"""Characters of the longest answer that is read."""
 DEEPEST = 12
 """Brackets within brackets in an answer that is read."""
-MOST_ITEMS = 64
-"""Elements of the longest list in an answer that is read."""
 MOST_BITS = 100_000
 """Binary digits of the largest number that is computed."""
 
@@ -94,7 +97,7 @@ def final_answer(sample: Sample) -> Verdict:
         Exception: Whatever math-verify or SymPy trips over while comparing two answers that it could read.
     """
     reference = sample.query.reference or ""
-    stated = _marked(reference)
+    stated = marked(reference)
     gold = _read(reference if stated is None else stated)
     if gold is None:
         return Verdict(value=None, reason=f"cannot read the reference {_quote(reference)}")
@@ -112,157 +115,7 @@ def _quote(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
-# --- 1. Finding the final answer --------------------------------------------------------------------------------------
-
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
-_BETWEEN_BOXES = re.compile(r"(?:[\s,;$&]|\\[()\[\]]|\\q?quad|\\text|[{}]|and|or|[a-z]\s?=)*")
-_HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
-_STATES = r"(?:\s+(?:to|of|for)\s[^\n:.=]{0,80})?(?:\s+is|\s+are|\s*[:=])+[:\s]*(?=([^\s][^\n]{0,600}))"
-_PHRASES = (
-    re.compile(rf"answer{_STATES}|^\s*A:\s*(?=([^\s][^\n]{{0,600}}))", re.IGNORECASE | re.MULTILINE),
-    re.compile(rf"(?:solution|result){_STATES}()", re.IGNORECASE),
-)
-_FORMULA = re.compile(
-    r"\$\$([^$]{1,600})\$\$|(?<![\\\d])\$(?=[^\s$])((?:\\\$|[^$\n]){1,600})(?<=[^\s\\])\$(?!\d)|\\\(((?:[^\\]|\\[^()]){1,600})\\\)"
-    r"|\\\[((?:[^\\]|\\[^\[\]]){1,600})\\\]"
-)
-_NUMBER = re.compile(
-    r"(?<![\w.,])[-−+]?\s?(?:\\?[$€£]\s?)?[-−]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:(?<=\d)|(?=\.\d))(?:\.\d+)?"
-    r"(?:[eE][-+]?\d+(?!\w))?(?:\s?/\s?\d+(?![\d,]))?"
-)
-_NEXT_NUMBER = re.compile(r"\s*(?:,|and|or|,\s*and|,\s*or)\s+(?=[-$.\d])")
-_UNIT_TAIL = re.compile(r"\s?(?:\\?%|°|[A-Za-z$€£²³^/ ]{1,40})?")
-_SENTENCE_END = re.compile(r"\.(?=\s|$)|[!?](?=\s+[A-Z]|$)|(?<=[\w)}$])[;:]\s")
-
-
-def find_answer(response: str, *, words: bool = False) -> str | None:
-    r"""The text of the final answer, unparsed.
-
-    Args:
-        response: Any text; only its last `TAIL` characters are read.
-        words: Words are expected, so a short line of words is an answer.
-
-    Returns:
-        For example ``\frac{1}{2}`` or ``18 dollars``; None if there is nothing that could be an answer.
-    """
-    text = response[-TAIL:].rpartition("</think>")[2]
-    marked = _marked(text)
-    if marked is not None:
-        return marked
-    text = re.sub(r"(?<![\w)}])\*\*|\*\*(?![\w({-])", "", text)
-    phrase = _last(_PHRASES[0], text) or _last(_PHRASES[1], text)
-    if phrase is not None:
-        return _from_prose(phrase.group(1) or phrase.group(2))
-    line = text.strip()
-    if len(line) <= 200 and "\n" not in line and line and (words or not _is_prose(line)):
-        return line
-    return _last_value(text)
-
-
-def _last(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    matches = deque(pattern.finditer(text), maxlen=1)
-    return matches[0] if matches else None
-
-
-def _marked(text: str) -> str | None:
-    """What stands in the last box or after the last ``####``."""
-    box_at, box = _last_box(text)
-    hashes = _last(_HASHES, text)
-    if hashes is not None and hashes.start() > box_at and not re.match(r"[\s*_]*[A-Za-z]{2,}(?:\s+\w|:)", hashes[1]):
-        return hashes[1].strip()
-    return box
-
-
-def _last_box(text: str) -> tuple[int, str | None]:
-    """Where the last closed box starts, and its content; neighbouring boxes are read as one list."""
-    boxes = list(_BOX.finditer(text))[-MOST_ITEMS:]
-    found: list[str] = []
-    start = len(text)
-    for box in reversed(boxes):
-        end = _closing(text, box.end(), start)
-        if end is None:
-            if found:
-                break
-            continue
-        if found and not (start - end < 60 and _BETWEEN_BOXES.fullmatch(text, end + 1, start)):
-            break
-        found.append(text[box.end() : end].strip())
-        start = box.start()
-    if not found:
-        return -1, None
-    return start, found[0] if len(set(found)) == 1 else ", ".join(reversed(found))
-
-
-def _closing(text: str, start: int, stop: int) -> int | None:
-    """Where the brace that was opened before `start` closes, or its content gets too long; None if it never does."""
-    depth = 1
-    for at in range(start, min(stop, start + LONGEST + 1)):
-        if text[at] in "{}" and text[at - 1] != "\\":
-            depth += 1 if text[at] == "{" else -1
-            if depth == 0:
-                return at
-    return start + LONGEST + 1 if start + LONGEST + 1 < stop else None
-
-
-def _from_prose(text: str) -> str:
-    """The answer at the head of a line such as ``$5$, because ...``."""
-    text = text[:LONGEST]
-    end = _SENTENCE_END.search(text)
-    head = text[: end.start()] if end else text
-    if not _is_prose(head):
-        return head.strip()
-    formulas = list(_FORMULA.finditer(head))
-    if formulas:
-        last = first = formulas[0]
-        for formula in formulas[1:]:
-            if not re.fullmatch(r"\s*(?:,|and|or|,\s*and|,\s*or)\s*", head[last.end() : formula.start()]):
-                break
-            last = formula
-        unit = _UNIT_TAIL.match(head, last.end())
-        return head[first.start() : last.end()] + (unit[0] if unit else "")
-    number = next((n for n in _NUMBER.finditer(head) if n[0].strip()), None)
-    if number is None:
-        return head.strip()
-    stop = number.end()
-    while more := _NEXT_NUMBER.match(head, stop):
-        following = _NUMBER.match(head, more.end())
-        if following is None or not following[0].strip():
-            break
-        stop = following.end()
-    unit = _UNIT_TAIL.match(head, stop)
-    return (head[number.start() : stop] + (unit[0] if unit else "")).strip()
-
-
-def _last_value(text: str) -> str | None:
-    """The last formula or number of a text, with its unit."""
-    last = _last(_FORMULA, text)
-    after = last.end() if last else 0
-    number = None
-    for found in _NUMBER.finditer(text, after):
-        if found[0].strip():
-            number = found
-    picked = number or last
-    if picked is None:
-        return None
-    unit = _UNIT_TAIL.match(text, picked.end())
-    return (picked[0] + (unit[0] if unit else "")).strip()
-
-
-_FUNCTION = "sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|sinh|cosh|tanh|log|ln|exp"
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
-_MATH_WORD = re.compile(rf"(?:{_FUNCTION}|sqrt|pi|inf|infinity)(?![A-Za-z])")
-_MATH_WORDS = frozenset(_FUNCTION.split("|")) | {"sqrt", "pi", "inf", "infinity", "oo", "and", "or", "frac"}
-
-
-def _is_prose(text: str) -> bool:
-    """Whether a line has words that are no mathematics and no unit at its end."""
-    bare = re.sub(r"\\(?:text|mathrm|mbox|textbf|begin|end)\s*\{[^{}]*\}", " ", text)
-    words = [word for word in _WORD.findall(bare) if word.lower() not in _MATH_WORDS]
-    amount = _TRAILING_WORDS.fullmatch(text.strip(" $*.\n"))
-    return bool(words) and not (amount and _ONLY_NUMBER.fullmatch(amount["core"].replace("$", "")))
-
-
-# --- 2. Taking an answer apart ----------------------------------------------------------------------------------------
+# --- 1. Taking an answer apart ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -514,11 +367,7 @@ _LATEX_UNIT = re.compile(
     r"\s*\\(?:text|textbf|textit|textrm|mathrm|mathit|mbox|rm|operatorname)(?![A-Za-z])\s*\{?([^{}\\]*)\}?\s*"
     r"(\^\s*\{?\s*\d\s*\}?)?\s*$"
 )
-_TRAILING_WORDS = re.compile(
-    r"(?P<core>.*[\d)}\]])(?P<gap>\s*)(?P<words>[A-Za-z][A-Za-z .,'/()-]*(?:\^\s*\{?\d\}?)?)", re.DOTALL
-)
 _BASE = re.compile(r"(-?\d[0-9A-F]*)_(?:\{\s*(?:\\text\{)?(\d{1,2})\}?\s*\}|(\d{1,2}))")
-_ONLY_NUMBER = re.compile(r"(?:[-+*/^().,=\d\s{}]|\\approx|\\\$|\\(?:d|t|c)?frac|\\sqrt|\\pi|\\cdot|\\times|\\div)+")
 
 
 def _leaf(text: str, numeric: bool) -> _Form | None:
@@ -542,7 +391,7 @@ def _words(text: str) -> str | None:
     if re.search(r"[\d\\^=<>+*_]", plain):
         return None
     if not inside:
-        function = re.search(rf"(?<![A-Za-z])(?:{_FUNCTION}|sqrt)(?![a-z])|[/|]", plain)
+        function = re.search(rf"(?<![A-Za-z])(?:{FUNCTION}|sqrt)(?![a-z])|[/|]", plain)
         if function or not re.search(r"[A-Za-z]{3}", plain):
             return None
         if plain.strip().lower() in ("infinity", "inf"):
@@ -568,9 +417,9 @@ def _split_unit(text: str, numeric: bool) -> tuple[str, str]:
     if (latex := _LATEX_UNIT.search(text)) and latex.start() > 0:
         unit = _canonical_unit(latex[1] + (latex[2] or ""))
         return text[: latex.start()], unit
-    if plain := _TRAILING_WORDS.fullmatch(text):
+    if plain := TRAILING_WORDS.fullmatch(text):
         core, words = plain["core"], plain["words"]
-        digits_only = bool(_ONLY_NUMBER.fullmatch(core))
+        digits_only = bool(ONLY_NUMBER.fullmatch(core))
         glued = not plain["gap"]
         known = _canonical_unit(words)
         if not digits_only:
@@ -578,7 +427,7 @@ def _split_unit(text: str, numeric: bool) -> tuple[str, str]:
         if not re.search(r"[A-Za-z]{2}", words):  # 5 m, 5x: a variable, unless it must be a unit
             return (core, known) if known and (numeric or not glued) else (text, "")
         if known or (
-            not glued and re.match(r"[A-Za-z]{3}|[a-z] [a-z]{2}|per |in |of ", words) and not _MATH_WORD.match(words)
+            not glued and re.match(r"[A-Za-z]{3}|[a-z] [a-z]{2}|per |in |of ", words) and not MATH_WORD.match(words)
         ):
             return core, known
     return text, ""
@@ -628,7 +477,7 @@ def _last_of_chain(text: str) -> str:
     return text
 
 
-# --- 3. Scalars: parsing and comparing --------------------------------------------------------------------------------
+# --- 2. Scalars: parsing and comparing --------------------------------------------------------------------------------
 
 _NORMAL = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none", equations=False
@@ -637,7 +486,7 @@ _ALLOWED = frozenset(
     f"""frac dfrac tfrac cfrac sqrt cdot times div pi infty pm mp le leq ge geq lt gt
     binom dbinom tbinom circ lfloor rfloor lceil rceil lvert rvert vert mid begin end text mathrm mathbf mbox in
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
-    Gamma Delta Theta Lambda Sigma Phi Psi Omega imath {_FUNCTION.replace("|", " ")}""".split()
+    Gamma Delta Theta Lambda Sigma Phi Psi Omega imath {FUNCTION.replace("|", " ")}""".split()
 )
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _ENVIRONMENT = re.compile(r"\\begin\s*\{([^{}]*)\}")
@@ -690,7 +539,7 @@ def _at_a_point(tree: sympy.Expr, symbols: set[sympy.Basic]) -> sympy.Expr:
 def _as_latex(text: str) -> str | None:
     """The text in the dialect that the parser understands; None if it has commands that are not allowed."""
     text = re.sub(r"(?<![A-Za-z\\])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
-    text = re.sub(rf"(?<![A-Za-z\\])({_FUNCTION})(?![A-Za-z])", r"\\\1 ", text)
+    text = re.sub(rf"(?<![A-Za-z\\])({FUNCTION})(?![A-Za-z])", r"\\\1 ", text)
     text = re.sub(r"(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi ", text)
     text = re.sub(r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty ", text)
     text = re.sub(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)", r"\1\\cdot 10^{\2}", text)

@@ -18,27 +18,16 @@ Not covered: see `misses` of the specs. Texts without spaces between words (Chin
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter, deque
 from collections.abc import Iterable
 
+from verl_rlar.sandbox.reading import TAIL, normalise
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
-TAIL = 200_000
-"""Characters of the response that are read, from its end."""
-
-_ARTICLES = frozenset({"a", "an", "the"})
 _STATED = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*:[ \t*_]*(\S[^\n]*)", re.IGNORECASE | re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-
-
-def normalise(text: str) -> str:
-    """The words of a text: NFKC, case folded, without punctuation and articles, joined by single spaces."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    bare = "".join(" " if char.isspace() else char for char in folded if unicodedata.category(char)[0] not in "PS")
-    return " ".join(word for word in bare.split() if word not in _ARTICLES)
 
 
 def stated_answer(response: str) -> str:

@@ -32,8 +32,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from verl_rlar.sandbox.reading import answer_of
 from verl_rlar.tools.rule import rule
-from verl_rlar.tools.rules.format import answer_of
 from verl_rlar.tools.rules.language import code_of, written_in
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
