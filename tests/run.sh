@@ -5,6 +5,8 @@
 #
 #   bash tests/run.sh [PYTEST ARGUMENT ...]     e.g. bash tests/run.sh -m "not slow"
 #
+# Tests run in two processes, file by file, as most of them wait or use one core; `-n 0` runs them in one.
+#
 #   RLAR_TEST_VENV    the virtual environment to use, made if missing (default: .venv-test in the checkout)
 #   REQUIRE_DOCKER=1  (or CI=true) has a Docker engine installed and started where none answers, which takes root on
 #                     Debian or Ubuntu, and ends it; no engine is a failure then. Else the tests that need one are skipped.
@@ -22,10 +24,14 @@ trap engine_down EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 if [[ ${REQUIRE_DOCKER:-} == 1 || ${CI:-} == true ]]; then
-  engine_up
+  engine_up 2
   . tests/browser.sh
   browser_up
 elif engine_answers; then
   engine_up || true
 fi
-python -m pytest "$@"
+workers=2
+if [[ -z ${RLAR_TEST_ENGINES:-} ]] && engine_answers; then
+  workers=0 # two processes would count each other's containers
+fi
+python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
