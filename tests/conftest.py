@@ -36,8 +36,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell starte
 
 RAY = ("train_models", "train", "kill", "drill", "nodes", "reward_manager")
 """Files whose tests start Ray, without ``test_``."""
-LONG = (*RAY, "attacks", "benchmarks", "coder", "admission", "serving", "code_cheats")
-"""Files that take longest: they come first when two processes share the work, so that neither is left with one."""
+LONG = (*RAY, "attacks", "code_cheats", "coder", "benchmarks", "serving", "admission")
+"""Files that take longest: they come first when two processes share the work, so that neither is left with one; those
+that wait for deadlines beside those that compute."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
