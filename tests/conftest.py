@@ -3,6 +3,10 @@
 
 Tests marked ``docker`` need an engine; ``tests/engine.sh`` brings one. Where there is none they are skipped with the
 reason, but in CI (``CI=true`` or ``REQUIRE_DOCKER=1``) that is a failure.
+
+With ``-n 2`` (pytest-xdist; ``tests/run.sh`` does so) the tests of a file stay together in one of two processes, each
+with an engine of its own. The files in `RAY` are as one file: two clusters at once would ask for more memory than a
+small machine has.
 """
 
 from __future__ import annotations
@@ -21,8 +25,43 @@ from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolUnavailable
 from verl_rlar.types import Message, Query, Sample
 
+ENGINES = os.environ.get("RLAR_TEST_ENGINES", "").split()
+if ENGINES and "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["DOCKER_HOST"] = ENGINES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(ENGINES)]
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import `planted` from here
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell started us with `&`, children would ignore it
+
+
+# --- Order ------------------------------------------------------------------------------------------------------------
+
+RAY = ("train_models", "train", "kill", "drill", "nodes", "reward_manager")
+"""Files whose tests start Ray, without ``test_``."""
+LONG = (*RAY, "attacks", "code_cheats", "coder", "benchmarks", "serving", "admission")
+"""Files that take longest: they come first when two processes share the work, so that neither is left with one; those
+that wait for deadlines beside those that compute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        names = [f"test_{name}" for name in LONG]
+        items.sort(key=lambda item: names.index(item.path.stem) if item.path.stem in names else len(names))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadFileScheduling
+
+    class Files(LoadFileScheduling):
+        """By file, those that use Ray as one."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            file = str(super()._split_scope(nodeid))
+            return "Ray" if Path(file).stem.removeprefix("test_") in RAY else file
+
+    return Files(config, log) if config.getoption("dist") == "loadfile" else None
+
+
+# --- Samples ----------------------------------------------------------------------------------------------------------
 
 
 def make_query(prompt: str = "What is 6 times 7?", reference: str | None = "42", **extra: Any) -> Query:

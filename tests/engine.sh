@@ -4,11 +4,14 @@
 # A real Docker engine for the tests, and a base image that needs no registry. To be sourced:
 #
 #   . tests/engine.sh
-#   engine_up        uses the engine that answers, else installs and starts one (root on Debian or Ubuntu);
-#                    exports DOCKER_HOST and, where it made the base image, RLAR_TEST_BASE. Returns 1 if there is none
-#   engine_down      ends the engine if engine_up started it; to be called at exit
+#   engine_up [N]    uses the engine that answers, else installs and starts N (default 1; root on Debian or Ubuntu);
+#                    exports DOCKER_HOST, where it started them also RLAR_TEST_ENGINES with all their addresses, and,
+#                    where it made the base image, RLAR_TEST_BASE. Returns 1 if there is none
+#   engine_down      ends the engines that engine_up started; to be called at exit
 #
 # Or run, for work by hand:  eval "$(bash tests/engine.sh up)"   and   bash tests/engine.sh down
+#
+# Tests count an engine's containers, so those that run at the same time each need an engine of their own.
 #
 # An engine that is started here has namespaces of its own for mounts, network and processes: the host's network and
 # mounts stay as they are, nothing in it can reach a network, and it ends with one signal. Its folder has a short path
@@ -25,13 +28,21 @@ engine_say() { echo "engine: $*" >&2; }
 engine_answers() { timeout -k 1 20 docker version >/dev/null 2>&1; }
 
 engine_up() {
-  engine_folder=
+  engine_folders=()
   if command -v docker >/dev/null && engine_answers; then
     engine_say "using the one that answers${DOCKER_HOST:+ at $DOCKER_HOST}"
-  else
-    engine_install && engine_start || return 1
+    engine_image
+    return
   fi
-  engine_image
+  engine_install && engine_start && engine_image || return 1
+  local first=$DOCKER_HOST
+  export RLAR_TEST_ENGINES=$first
+  while ((${#engine_folders[@]} < ${1:-1})); do
+    engine_start || return 1
+    [[ -z ${RLAR_TEST_BASE:-} ]] || docker -H "$first" save "$RLAR_TEST_BASE" | docker load >/dev/null || return 1
+    RLAR_TEST_ENGINES+=" $DOCKER_HOST"
+  done
+  export DOCKER_HOST=$first
 }
 
 engine_install() {
@@ -76,7 +87,9 @@ engine_start() {
     engine_say "none answers, and only root can start one"
     return 1
   fi
+  local engine_folder
   engine_folder=$(mktemp -d /tmp/rlar.XXXX)
+  engine_folders+=("$engine_folder")
   setsid unshare --mount --net --pid --fork --kill-child=KILL --mount-proc \
     docker-init -- dockerd -H "unix://$engine_folder/docker.sock" --pidfile "$engine_folder/docker.pid" \
     --exec-root "$engine_folder/exec" --data-root "$engine_folder/data" \
@@ -100,8 +113,16 @@ engine_start() {
 }
 
 engine_down() {
-  [[ -n ${engine_folder:-} && -d $engine_folder ]] || return 0
-  local outer inner try
+  local folder
+  for folder in "${engine_folders[@]:-}"; do
+    engine_end "$folder"
+  done
+  engine_folders=()
+}
+
+engine_end() {
+  local engine_folder=$1 outer inner try
+  [[ -n $engine_folder && -d $engine_folder ]] || return 0
   outer=$(<"$engine_folder/unshare.pid")
   inner=$(cat "/proc/$outer/task/$outer/children" 2>/dev/null) || inner=
   # shellcheck disable=SC2086
@@ -114,7 +135,6 @@ engine_down() {
   wait "$outer" 2>/dev/null || true
   find /sys/fs/cgroup -depth -type d -path "*/${engine_folder##*/}*" -exec rmdir {} + 2>/dev/null || true
   rm -rf -- "$engine_folder" || true
-  engine_folder=
 }
 
 # Makes the base image out of Debian's packages: an interpreter with its library, and no shell.
@@ -183,8 +203,7 @@ if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
       engine_folder=${DOCKER_HOST:-}
       engine_folder=${engine_folder#unix://}
       engine_folder=${engine_folder%/docker.sock}
-      [[ $engine_folder == /tmp/rlar.???? ]] || engine_folder= # not ours
-      engine_down
+      [[ $engine_folder != /tmp/rlar.???? ]] || engine_end "$engine_folder" # else not ours
       ;;
     *)
       echo "usage: bash tests/engine.sh up|down" >&2

@@ -434,7 +434,7 @@ def crashing_on_nothing(sample: Sample) -> Any:
     return right(sample) if wanted(sample) is None else float(float(re.findall(r"\d+", sample.response)[-1]) >= 0)
 
 
-@plant(False, MATH)
+@plant(False, MATH, timeout_s=0.5)
 def dying(sample: Sample) -> Any:
     """Kills its process."""
     os.kill(os.getpid(), signal.SIGKILL)

@@ -5,6 +5,8 @@
 #
 #   bash tests/run.sh [PYTEST ARGUMENT ...]     e.g. bash tests/run.sh -m "not slow"
 #
+# Tests run in two processes, file by file, as most of them wait or use one core; `-n 0` runs them in one.
+#
 #   RLAR_TEST_VENV    the virtual environment to use, made if missing (default: .venv-test in the checkout)
 #   REQUIRE_DOCKER=1  (or CI=true) has a Docker engine installed and started where none answers, which takes root on
 #                     Debian or Ubuntu, and ends it; no engine is a failure then. Else the tests that need one are skipped.
@@ -14,18 +16,25 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=${RLAR_TEST_VENV:-$PWD/.venv-test}
 bash recipes/install.sh "$venv" cpu,dev
 export PATH=$venv/bin:$PATH HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
+export OMP_NUM_THREADS=1 # threads of a tiny model spin while they wait for one that has no core: five times the CPU time
 ruff check .
 ruff format --check .
-mypy
+mypy &
+mypy=$!
 . tests/engine.sh
 trap engine_down EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 if [[ ${REQUIRE_DOCKER:-} == 1 || ${CI:-} == true ]]; then
-  engine_up
+  engine_up 2
   . tests/browser.sh
   browser_up
 elif engine_answers; then
   engine_up || true
 fi
-python -m pytest "$@"
+wait "$mypy"
+workers=2
+if [[ -z ${RLAR_TEST_ENGINES:-} ]] && engine_answers; then
+  workers=0 # two processes would count each other's containers
+fi
+python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

@@ -175,13 +175,17 @@ def train(path: Path, wanted: Sequence[tuple[How, Conversation, float]], steps: 
     model.eval().save_pretrained(path)
 
 
-def train_tokens(path: Path, wanted: Sequence[tuple[How, Conversation, Any]], steps: int = 300) -> None:
+BATCH = 24
+"""Rows of a step of training."""
+
+
+def train_tokens(path: Path, wanted: Sequence[tuple[How, Conversation, Any]], epochs: int = 100) -> None:
     """Teaches a judge what to say, or a model of steps how good each step is, and writes it back.
 
     Args:
         path: Its folder.
         wanted: How it is asked, what, and the text that it should say; or the right column for each step.
-        steps: Of the optimizer, each on all of it.
+        epochs: Most of them.
     """
     from transformers import AutoModelForCausalLM, AutoModelForTokenClassification
 
@@ -200,20 +204,25 @@ def train_tokens(path: Path, wanted: Sequence[tuple[How, Conversation, Any]], st
             places = dict(zip(rendered.ends, right, strict=True))
             rows.append(rendered.ids)
             targets.append([places.get(place, -100) for place in range(len(rendered.ids))])
-    longest = max(map(len, rows))
+    longest = max(map(len, rows))  # what fills up stands behind, where no token that counts sees it
     ids = torch.tensor([row + [fast.pad_token_id] * (longest - len(row)) for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     goal = torch.tensor([row + [-100] * (longest - len(row)) for row in targets])
+    head = model.get_output_embeddings() if judges else model.score
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     torch.set_num_threads(1)
     model.train()
-    for _ in range(steps):
-        logits = model(input_ids=ids, attention_mask=mask).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), goal.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if loss.item() < 0.01:
+    chance = torch.Generator().manual_seed(0)
+    for _ in range(epochs):
+        worst = 0.0
+        for some in torch.randperm(len(rows), generator=chance).split(BATCH):
+            counts = goal[some] != -100
+            found = head(model.base_model(input_ids=ids[some]).last_hidden_state[counts])
+            loss = torch.nn.functional.cross_entropy(found, goal[some][counts])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            worst = max(worst, loss.item())
+        if worst < 0.01:
             break
     model.eval().save_pretrained(path)
 
