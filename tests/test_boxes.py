@@ -34,6 +34,7 @@ from verl_rlar.sandbox.docker import (
 )
 from verl_rlar.sandbox.hardening import OOM_SCORE_ADJ, container_options
 from verl_rlar.tools.boxed import BoxRunner
+from verl_rlar.tools.verifier import wrappable
 from verl_rlar.types import Kind, Scope, ToolSpec, Verdict
 
 pytestmark = [pytest.mark.docker, pytest.mark.usefixtures("box_image")]
@@ -308,8 +309,10 @@ async def test_a_verifier_has_programs_run_elsewhere(runner: BoxRunner) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_verifier_asks_the_built_in_rules_that_it_wraps(runner: BoxRunner) -> None:
-    async def ask(name: str, response: str, **extra: Any) -> Verdict:
-        spec = spec_of(name, timeout_s=20.0, wraps=("final_answer",))
+    rule = f"final_answer@{wrappable()['final_answer'].digest}"
+
+    async def ask(name: str, response: str, wraps: str = rule, **extra: Any) -> Verdict:
+        spec = spec_of(name, timeout_s=20.0, wraps=(wraps,))
         return await runner.run(spec, make_sample(response, make_query(reference="1/2", **extra)))
 
     right, wrong = await ask("wrapping", r"So it is $\frac{1}{2}$."), await ask("wrapping", "0.6")
@@ -321,6 +324,9 @@ async def test_a_verifier_asks_the_built_in_rules_that_it_wraps(runner: BoxRunne
     for name, message in (("unnamed", "'token_f1' is not named"), ("odd", "response is a text")):
         with pytest.raises(ToolError, match=message):
             await ask(name, "1/2")
+    for other in ("final_answer@0123456789abcdef", "gone@0123456789abcdef"):
+        with pytest.raises(ToolUnavailable, match=f"it wraps {other}, and this release has another"):
+            await ask("wrapping", "1/2", wraps=other)
     with pytest.raises(ToolError, match="'final_answer' is not named"):
         await check(runner, "wrapping")
     assert (await ask("wrapping", "漢" * (1 << 20) + " 1/2")).value == 1.0

@@ -36,6 +36,7 @@ from verl_rlar.inbox import Submission, apply, record_of
 from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot, spec_from_json, spec_to_json
 from verl_rlar.rows import query_from_dict
 from verl_rlar.tools.rules.math import final_answer
+from verl_rlar.tools.verifier import wrappable
 from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec
 
 CONFIG = RlarConfig(exam=ExamConfig(max_queries=10, repeats=30))
@@ -387,7 +388,8 @@ SCORE = "def score(prompt, response, reference, extra):\n    return"
 )  # fmt: skip
 def test_what_a_verifier_wraps_is_read_off_its_source(source: str, wraps: tuple[str, ...]) -> None:
     spec = verifier(source, name="v").spec
-    assert spec.wraps == wraps and spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
+    assert spec.wraps == tuple(f"{name}@{wrappable()[name].digest}" for name in wraps)
+    assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
     assert (replace(spec, wraps=()).digest == spec.digest) is not bool(wraps)
     assert ("wraps" in spec_to_json(spec)) is bool(wraps)
 

@@ -470,7 +470,7 @@ def main() -> int:
                 "versions": len(came.trials),
                 "tokens": came.agent.tokens,
                 "admitted": came.admitted is not None,
-                "wraps": list(came.admitted.subject.spec.wraps) if came.admitted else [],
+                "wraps": [one.partition("@")[0] for one in came.admitted.subject.spec.wraps] if came.admitted else [],
                 "hidden_answers": len(hidden),
                 "right": round(right, 4),
             }

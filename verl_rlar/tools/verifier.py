@@ -8,11 +8,13 @@ ask the built-in rules that it wraps (``rlar.run_program``, ``rlar.builtin``: se
 
 Guarantees: only a finite number in [0, 1], or None, is an answer; everything else, above all an answer that did not
 come through the harness, is a failure of the tool and no score. No built-in rule answers a verifier whose spec does not
-name it. A rule is asked about the row at hand only, in the processes of our rules, within the verifier's deadline.
+name it, in the version that it was examined with (I3): where a rule is another one by now, verifiers that wrap it score
+nothing, and say so. A rule is asked about the row at hand only, in the processes of our rules, within the verifier's
+deadline.
 
-Not covered: rules that have programs run themselves cannot be wrapped; a new release of a rule changes the verifiers
-that wrap it, without a new version of theirs. A verifier that executes text of the response in its own process gives
-its vote away; processes and threads are denied to it, and the exam is there to find such verifiers.
+Not covered: rules that have programs run themselves cannot be wrapped. A verifier that executes text of the response in
+its own process gives its vote away; processes and threads are denied to it, and the exam is there to find such
+verifiers.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from functools import cache
 from typing import Any
 
 from verl_rlar.config import SandboxConfig
-from verl_rlar.errors import ConfigError, ToolError, ToolTimeout
+from verl_rlar.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.sandbox import Answerer, End, Job, Sandbox
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Sample, ToolSpec, Verdict
@@ -46,7 +48,10 @@ def wrappable() -> Mapping[str, ToolSpec]:
 
 
 def wrapped(tree: ast.Module) -> tuple[str, ...]:
-    """The built-in rules that a verifier's source asks: names in calls of ``rlar.builtin``, sorted.
+    """The built-in rules that a verifier's source asks, by the names in calls of ``rlar.builtin``; sorted.
+
+    Returns:
+        ``NAME@DIGEST`` of each.
 
     Raises:
         ConfigError: A call does not name its rule as a literal, or names one that cannot be wrapped.
@@ -60,7 +65,7 @@ def wrapped(tree: ast.Module) -> tuple[str, ...]:
                 f"line {call.lineno}: rlar.builtin needs the name of a built-in tool as a literal, one of "
                 f"{', '.join(sorted(wrappable()))}"
             )
-        found.add(name)
+        found.add(f"{name}@{wrappable()[name].digest}")
     return tuple(sorted(found))
 
 
@@ -100,8 +105,16 @@ async def verify(
     Raises:
         ToolTimeout: It did not answer in time.
         ToolError: It raised, crashed, or answered something else than a number in [0, 1] or None.
+        ToolUnavailable: A rule that it wraps is another one by now.
         BoxLost, ToolUnavailable: See `Sandbox.run`.
     """
+    for wrapped_rule in spec.wraps:
+        name, _, digest = wrapped_rule.partition("@")
+        if name not in wrappable() or wrappable()[name].digest != digest:
+            raise ToolUnavailable(
+                f"{spec.name}: it wraps {wrapped_rule}, and this release has another {name}; "
+                "examine it anew (`rlar exam`)"
+            )
     inputs = {
         "prompt": sample.query.prompt,
         "response": sample.response,
@@ -150,7 +163,7 @@ def _answerer(
 
     async def builtin(ask: Mapping[str, Any], left: float) -> Any:
         name, response, reference = ask.get("name"), ask.get("response"), ask.get("reference")
-        if name not in spec.wraps or name not in wrappable() or rules is None:
+        if name not in {one.partition("@")[0] for one in spec.wraps} or rules is None:
             return {"error": f"{str(name)[:80]!r} is not named in the source, as in rlar.builtin('final_answer', ...)"}
         if not isinstance(response, str) or not isinstance(reference, str | None):
             return {"error": "response is a text, and reference a text or None"}
