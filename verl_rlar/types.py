@@ -138,7 +138,7 @@ class ToolSpec:
     misses: tuple[str, ...] = ()
     """What it is known not to catch, one plain sentence each."""
     wraps: tuple[str, ...] = ()
-    """Of a verifier: the built-in tools that it asks, each as ``NAME@DIGEST``, read off its source. No others answer."""
+    """Of a verifier: the built-in tools that it asks, each as ``NAME@DIGEST``, read off its source; no others."""
     gate: bool = False
     """A gate says whether a response may score at all; it never adds to a score."""
     low: float = 0.0
