@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
+import inspect
 import math
 from fractions import Fraction
 from typing import Any
@@ -14,6 +17,8 @@ from hypothesis import strategies as st
 from verl_rlar.sandbox import reading
 from verl_rlar.sandbox.inside.verifier_api import READERS, may_read
 from verl_rlar.sandbox.reading import DEPTH, MOST_NUMBERS, code_blocks, final_answer, find_json, number, numbers, plain
+from verl_rlar.tools.rule import Rule
+from verl_rlar.tools.rules import BUILTIN
 
 
 @pytest.mark.parametrize(
@@ -110,3 +115,10 @@ def test_what_a_verifier_reads_with_is_known_before() -> None:
     for source in ("import rlar\nrlar.number('1')", "from rlar import plain", "import rlar as r"):
         assert may_read(source)
     assert not may_read("import rlar\nrlar.run_program('1')")
+
+
+@pytest.mark.parametrize("rule", BUILTIN, ids=lambda rule: rule.spec.name)
+def test_what_a_rule_reads_with_is_a_part_of_its_identity(rule: Rule) -> None:
+    module = importlib.import_module(rule.spec.target.partition(":")[0])
+    both = inspect.getsource(module) + inspect.getsource(reading)
+    assert rule.spec.source_sha256 == hashlib.sha256(both.encode()).hexdigest()

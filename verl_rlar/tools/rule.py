@@ -33,6 +33,7 @@ from typing import Any, Protocol, cast
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolUnavailable
+from verl_rlar.sandbox import reading
 from verl_rlar.sandbox.base import Sandbox
 from verl_rlar.types import Kind, Sample, Scope, ToolSpec, Verdict
 
@@ -82,6 +83,8 @@ def rule(
             )
         module = inspect.getmodule(function)
         source = inspect.getsource(module) if module else inspect.getsource(function)
+        if any(getattr(value, "__module__", None) == reading.__name__ for value in function.__globals__.values()):
+            source += inspect.getsource(reading)  # what the rule reads with is a part of what it is
         described = cast(Rule, function)
         described.spec = ToolSpec(
             name=name,
