@@ -313,8 +313,8 @@ def write(
             on_progress("tokens", told.tokens, agents.tokens)
 
         def on_ask(question: Any, left: float) -> Any:
-            future = portal.start_task_soon(bench.answer, question)
             before = len(bench.trials)
+            future = portal.start_task_soon(bench.answer, question)
             try:
                 answer = future.result(max(left, 0.0))
             except concurrent.futures.TimeoutError:
