@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from verl_rlar.agents.bench import draft_of_nothing
 from verl_rlar.agents.coder import Written, form_of, write
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import ConfigError
+from verl_rlar.errors import CassetteError
 from verl_rlar.exam.evidence import gather
 from verl_rlar.library import Library
 from verl_rlar.purse import Purse
@@ -130,6 +131,29 @@ def test_what_is_written_follows_from_the_rows(tmp_path: Path) -> None:
     labelled.write_text(json.dumps({"prompt": "How?", "response": "So.", "is_correct": True}) + "\n")
     assert form_of([data], [], {Kind.OPEN}) == "rubric"
     assert form_of([data], [], {Kind.OPEN, Kind.MATH}) == form_of([data, str(labelled)], [], {Kind.OPEN}) == "verifier"
-    config = RlarConfig.model_validate({"agents": {"url": "http://127.0.0.1:9/v1", "model": "m"}})
-    with pytest.raises(ConfigError, match="cannot be recorded"):
-        write(TASK, [data], config, folder=tmp_path, record=tmp_path / "cassette.jsonl")
+
+
+def test_a_recording_of_author_and_judge_is_replayed_without_the_llm(tmp_path: Path) -> None:
+    data, tape = data_of(tmp_path), tmp_path / "rubric.jsonl.gz"
+    with LlmServer([author_and_judge(BAD, GOOD)]) as server:
+        config = RlarConfig.model_validate(
+            {
+                "agents": {"url": server.url, "model": "scripted"},
+                "exam": {"repeats": 12},
+                "run_dir": str(tmp_path),
+                "sandbox": {"backend": "none"},
+            }
+        )
+        first = write(TASK, [data], config, folder=tmp_path / "agents", record=tape, note="a script")
+    asked = len(server.requests)
+    again = write(TASK, [data], config, folder=tmp_path / "again", replay=tape)
+    assert len(server.requests) == asked == again.agent.steps + again.judged_calls
+    assert first.admitted and again.admitted and first.admitted.source == again.admitted.source
+    assert first.admitted.examination.spec.digest == again.admitted.examination.spec.digest
+    assert [trial.state for trial in again.trials] == ["open", "admitted"] == [trial.state for trial in first.trials]
+    assert (again.agent.tokens, again.judged_tokens) == (first.agent.tokens, first.judged_tokens)
+    assert not (tmp_path / "again" / "spending.sqlite").exists(), "what is replayed is not paid for"
+    lines = gzip.open(tape, "rt").read().splitlines()
+    tape.write_bytes(gzip.compress("\n".join(lines[:-1]).encode()))
+    with pytest.raises(CassetteError, match="not recorded to its end"):
+        write(TASK, [data], config, folder=tmp_path / "again", replay=tape)

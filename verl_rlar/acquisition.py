@@ -3,7 +3,7 @@
 
     find_gaps    which clusters of queries have no competent tool, what is lost by that, what could be done about it
     acquire      has it done for one of them: the scout's proposals are brought to their exam one by one until one
-                 passes; or the coder writes a verifier. In a training, `verl_rlar.acquirer` calls it
+                 passes; or an LLM writes a verifier or a rubric. In a training, `verl_rlar.acquirer` calls it
 
 A cluster is a gap (`shortfall`) if no tool fits it; if the lower end of what is known of its tool there is below
 `rlar.acquire.competent`; and, in a training, if its tools leave too many of its responses unscored. What is to be
@@ -11,8 +11,10 @@ gained is its share of the rows times the *headroom*: by how much the share of p
 right order could rise, where chance is 0.5. Clusters that are small each count together, by kind of query.
 
 A verifiable kind (with a reference, tests, constraints, ...) goes to the coder, who needs an LLM; open dialogue goes to
-the scout, who finds reward models by metadata where there is no LLM. Both need labelled answers: without any, no exam
-says that a tool can tell right from wrong, and nothing is downloaded.
+the scout, who finds reward models by metadata where there is no LLM. Where there is one, and no reward model passed, or
+before any is looked for (`rlar.acquire.rubrics`), the author writes a rubric (`verl_rlar.tools.rubric`), by which the
+same LLM judges. All need labelled answers: without any, no exam says that a tool can tell right from wrong, and nothing
+is downloaded.
 
 Guarantees: what comes back is a `Submission` with the record of its exam; nothing is written into a library here. What
 was tried in vain is named, with its reasons. A gap that was filled is none any more, so the same work done again goes
@@ -28,30 +30,33 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from verl_rlar.admission import able, bring, draft, own_pairs, taken_names
+from verl_rlar.chat import CHARS_PER_TOKEN
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
-from verl_rlar.errors import DataError, HubError, ModelRefused, ToolError
+from verl_rlar.errors import ConfigError, DataError, HubError, ModelRefused, ToolError, ToolUnavailable
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import Subject
 from verl_rlar.exam.trial import Examination
 from verl_rlar.hub import Hub
 from verl_rlar.inbox import Submission, record_of
 from verl_rlar.library import EventKind, spec_to_json
+from verl_rlar.purse import folder_of
 from verl_rlar.router import by_settings
 from verl_rlar.rows import query_of
 from verl_rlar.serving import Pool
 from verl_rlar.snapshots import Snapshots
 from verl_rlar.tools.reward_model import RewardModelRunner
-from verl_rlar.types import Kind, Query, Route, Snapshot, ToolSpec
+from verl_rlar.tools.rubric import Check, Rubric
+from verl_rlar.types import Kind, Message, Query, Route, Sample, Snapshot, ToolSpec
 
-Way = Literal["coder", "scout", "nobody"]
+Way = Literal["coder", "scout", "author", "nobody"]
 OnProgress = Callable[[str, int, int | None], None]
 
 SAMPLES = 16
@@ -71,6 +76,15 @@ TASKS: Mapping[Kind, str] = {
 """What a kind of query is about, where nobody says it better."""
 
 
+TYPICAL = Rubric(
+    checks=tuple(Check(question=f"{number}. {'Is each thing that it says true? ' * 4}") for number in range(1, 6)),
+    description="",
+)
+"""A rubric of the usual size, to estimate what one costs."""
+PROMPT_CHARS, RESPONSE_CHARS = 200, 800
+"""Length of a prompt of which nothing is known, and of a response."""
+JUDGED_TOKENS = 30
+"""What a judge writes."""
 CHANCE = 0.5
 """Pairs of answers that are put in the right order where nobody looks at them."""
 
@@ -276,14 +290,50 @@ async def find_gaps(
 
 def _way(kind: Kind, config: RlarConfig) -> tuple[Way, str]:
     agents, serving = config.agents, config.serving
+    cap = f"at most {agents.tokens:,} tokens" + (f", {agents.dollars:g} dollars" if agents.dollars else "")
+    rubric = f"{agents.model} writes a rubric, and judges by it: {cap}, and {config.rubrics.exam_tokens:,} for its exam"
     if kind is Kind.OPEN:
+        if rubrics_are_written(kind, config) == "first":
+            return "author", rubric
         who = f"{agents.model} ranks" if agents.url else "metadata rank"
         each = f"each at most {config.hub.max_gb:g} GiB, on {serving.backend}"
-        return "scout", f"{who} reward models on the hub; the best ones are examined, {each}"
+        plan = f"{who} reward models on the hub; the best ones are examined, {each}"
+        return "scout", plan + (f"; if none passes, {rubric}" if rubrics_are_written(kind, config) == "after" else "")
     if agents.url:
-        cap = f"at most {agents.tokens:,} tokens" + (f", {agents.dollars:g} dollars" if agents.dollars else "")
         return "coder", f"{agents.model} writes a verifier: {cap}"
     return "nobody", "a verifier could be written, by an LLM: set agents.url and agents.model"
+
+
+def remedy(kind: Kind, config: RlarConfig) -> str:
+    """What would be done about a gap of this kind, with what it may cost; in words."""
+    _, plan = _way(kind, config)
+    each = f", then about {judging_tokens():,} for each scored response"
+    return plan + (each if rubrics_are_written(kind, config) != "never" else "")
+
+
+def rubrics_are_written(kind: Kind, config: RlarConfig) -> Literal["after", "first", "never"]:
+    """Whether rubrics are written for a kind of query; see `rlar.acquire.rubrics`."""
+    return config.acquire.rubrics if kind is Kind.OPEN and config.agents.url else "never"
+
+
+def most_tokens(kind: Kind, config: RlarConfig) -> int:
+    """Most tokens that may be spent on a gap, by an LLM that looks, writes and is examined."""
+    if not config.agents.url:
+        return 0
+    rubrics = rubrics_are_written(kind, config)
+    exam = 0 if rubrics == "never" else config.rubrics.exam_tokens
+    return config.agents.tokens * (2 if rubrics == "after" else 1) + exam
+
+
+def judging_tokens(queries: Collection[Query] = ()) -> int:
+    """About how many tokens a rubric takes for a response to such queries, read and written."""
+    asked = tuple(queries) or (Query(messages=(Message(role="user", content="?" * PROMPT_CHARS),)),)
+    read = 0
+    for query in asked:
+        sample = Sample(query=query, response="!" * RESPONSE_CHARS)
+        messages, _, _ = TYPICAL.request("", sample, 10**6)
+        read += sum(len(message["content"]) for message in messages)
+    return round(read / len(asked) / CHARS_PER_TOKEN) + JUDGED_TOKENS
 
 
 async def acquire(
@@ -318,11 +368,28 @@ async def acquire(
         AgentError: An agent cannot be started.
     """
     task = task or gap.task
-    if gap.way == "scout":
-        return await _scouted(gap, data, config, task, models, taken, event, seed, on_progress)
+    if gap.way == "nobody":
+        return _acquired(gap, (), None, gap.plan)
     if gap.way == "coder":
-        return await asyncio.to_thread(_written, gap, data, config, task, event, seed, on_progress)
-    return _acquired(gap, (), None, gap.plan)
+        return await asyncio.to_thread(_written, gap, data, config, task, "verifier", event, seed, on_progress)
+    if gap.way == "author":
+        return await asyncio.to_thread(_written, gap, data, config, task, "rubric", event, seed, on_progress)
+    rubric = rubrics_are_written(gap.kind, config) == "after"
+    try:
+        scouted = await _scouted(gap, data, config, task, models, taken, event, seed, on_progress)
+    except (HubError, ToolUnavailable) as error:
+        if not rubric:
+            raise
+        away = Tried(name="reward models", verdict="refused", why=str(error))
+        scouted = _acquired(gap, (away,), None, "no reward model could be looked for")
+    if scouted.submission is not None or not rubric:
+        return scouted
+    try:
+        written = await asyncio.to_thread(_written, gap, data, config, task, "rubric", event, seed, on_progress)
+    except (ConfigError, DataError) as error:
+        written = _acquired(gap, (Tried(name="a rubric", verdict="refused", why=str(error)),), None, str(error))
+    why = f"{scouted.why}; a rubric: {written.why}"
+    return replace(written, way="author", tried=(*scouted.tried, *written.tried), why=why)
 
 
 def _acquired(gap: Gap, tried: Sequence[Tried], submission: Submission | None, why: str) -> Acquired:
@@ -413,7 +480,7 @@ def _proposed(gap: Gap, config: RlarConfig, task: str, models: int, on_progress:
     return [f"{proposal.repo}@{proposal.commit}" for proposal in findings.proposals]
 
 
-# --- The coder --------------------------------------------------------------------------------------------------------
+# --- The coder, and the author of rubrics -----------------------------------------------------------------------------
 
 
 def _written(
@@ -421,14 +488,23 @@ def _written(
     data: Sequence[str],
     config: RlarConfig,
     task: str,
+    form: Literal["verifier", "rubric"],
     event: EventKind,
     seed: int,
     on_progress: OnProgress,
 ) -> Acquired:
     from verl_rlar.agents.coder import write
 
-    folder = Path(config.agents.transcripts or Path(config.run_dir) / "agents")
-    written = write(task, data, config, folder=folder, kinds=[gap.kind], seed=seed, on_progress=on_progress)
+    written = write(
+        task,
+        data,
+        config,
+        folder=folder_of(config),
+        kinds=[gap.kind],
+        form=form,
+        seed=seed,
+        on_progress=on_progress,
+    )
     tried = tuple(
         Tried(name=f"draft {trial.draft}, version {trial.version}", verdict="rejected", why=trial.state)
         for trial in written.trials
@@ -440,7 +516,8 @@ def _written(
         submission = submission_of(admitted.subject, admitted.examination, config, event=event, why=task)
         cases = admitted.examination.card.cases
         tried += (Tried(name=written.name, verdict="admitted", why=f"passed on {cases} cases"),)
-    return _acquired(gap, tried, submission, written.why)
+    judged = f" ({written.judged_tokens:,} tokens for its trials)" if form == "rubric" else ""
+    return _acquired(gap, tried, submission, written.why + judged)
 
 
 def submission_of(

@@ -626,6 +626,10 @@ class AcquireConfig(Section):
     """Most gaps that are worked on in one start of a training, those first by which most is to be gained."""
     models: int = Field(default=3, ge=1, le=20)
     """Most reward models that are examined for a gap."""
+    rubrics: Literal["after", "first", "never"] = "after"
+    """Whether the LLM of `rlar.agents`, if there is one, writes rubrics for open dialogue: ``after`` no reward model
+    passed, or ``first``, which downloads nothing. It then judges by them, one call for each scored response, within
+    `rlar.agents.run_*`."""
     wall_s: float = Field(default=7200.0, gt=0)
     """Longest time for a gap, downloads and exams included, in seconds; then it is left."""
     again_after: int = Field(default=500, ge=1)

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cassettes: the traffic of an agent with its LLM and with the hub, recorded in a file, and replayed from it.
+"""Cassettes: the traffic of agents and judges with an LLM and with the hub, recorded in a file, and replayed from it.
 
 A cassette is a file of JSON lines. Its first line says when and for which task it was recorded, from which endpoints
 and model, with which prompt files (their SHA-256), with which settings, and who wrote it (`Header`). Then come texts,
 each once, under the start of their SHA-256 (`BODY`), and exchanges that point to them. `Recorder` and `Player` are
-httpx transports: what uses the network does not know that there is a cassette.
+httpx transports: what uses the network does not know that there is a cassette. A file whose name ends in ``.gz`` is
+compressed as a whole.
 
 Guarantees:
 
@@ -16,7 +17,8 @@ Guarantees:
 - A cassette is whole or it is none: its last line says so.
 
 How requests are matched: those to the LLM in their order, by their whole content; those to the hub by address and
-range, repeated ones in their order, after which the last answer stays.
+range, and those to a rubric's judge, which are under way many at a time, by their whole content, repeated ones in their
+order, after which the last answer stays.
 
 Not covered: recording through a proxy; answers of more than `MOST_BYTES`.
 """
@@ -24,15 +26,17 @@ Not covered: recording through a proxy; answers of more than `MOST_BYTES`.
 from __future__ import annotations
 
 import base64
+import gzip
 import hashlib
 import json
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import httpx
 
@@ -51,7 +55,7 @@ KEPT = frozenset(
 """Headers of replies that are kept."""
 
 Line = dict[str, Any]
-Peer = Literal["llm", "hub"]
+Peer = Literal["llm", "hub", "judge"]
 Side = Literal["agent", "scout"]
 """Who asks: the agent in its process, or who started it."""
 
@@ -87,21 +91,24 @@ class Tape:
 
     def __init__(self, path: Path, header: Header) -> None:
         self.path, self._written, self._wanted = path, set[str](), True
+        self._lock = threading.Lock()
         self._aside = path.with_name(path.name + ".part")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._aside, "w", encoding="utf-8")
+            self._file = _opened(path, self._aside, "wt")
         except OSError as error:
             raise CassetteError(f"{path} cannot be written: {error.strerror or error}") from None
         self._write({"kind": "header", **asdict(header)})
 
     def add(self, line: Line) -> None:
         """Writes a line; a text that is there already is left out."""
-        if line["kind"] == "body":
-            if line["id"] in self._written:
-                return
-            self._written.add(line["id"])
-        self._write(line)
+        with self._lock:  # an agent and a judge are in different threads
+            if line["kind"] == "body":
+                if line["id"] in self._written:
+                    return
+                self._written.add(line["id"])
+                line = _laid_out(line) if self.path.suffix == ".gz" else line
+            self._write(line)
 
     def drop(self) -> None:
         """Makes that no cassette is left in the end."""
@@ -129,6 +136,13 @@ class Tape:
             self._aside.unlink(missing_ok=True)
 
 
+def _opened(path: Path, file: Path, mode: Literal["rt", "wt"]) -> TextIO:
+    """A cassette's file, by the name that the cassette has."""
+    if path.suffix == ".gz":
+        return cast(TextIO, gzip.open(file, mode, encoding="utf-8"))
+    return cast(TextIO, open(file, mode, encoding="utf-8"))
+
+
 # --- texts and requests -----------------------------------------------------------------------------------------------
 
 
@@ -146,6 +160,14 @@ def _body(content: bytes) -> Line:
 
 def _content(line: Line) -> bytes:
     return line["text"].encode() if "text" in line else zlib.decompress(base64.b85decode(line["packed"]))
+
+
+def _laid_out(line: Line) -> Line:
+    """A content as a line whose text is as it is, for a file that is compressed as a whole."""
+    try:
+        return {"kind": line["kind"], "id": line["id"], "text": _content(line).decode()}
+    except UnicodeDecodeError:
+        return line
 
 
 def _compact(value: Any) -> bytes:
@@ -283,6 +305,73 @@ class _Tee(httpx.SyncByteStream):
             self._done(bytes(self._read), self._error or None)
 
 
+class _Given(httpx.BaseTransport):
+    """What another transport has brought."""
+
+    def __init__(self, brought: httpx.Response | httpx.TransportError) -> None:
+        self._brought = brought
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        if isinstance(self._brought, httpx.TransportError):
+            raise self._brought
+        return self._brought
+
+
+class LoopRecorder(httpx.AsyncBaseTransport):
+    """A `Recorder` for an event loop; an answer is read whole before anything of it is passed on.
+
+    Args:
+        record: Makes a recorder around what carries a request.
+        inner: What carries the requests; None: the network.
+    """
+
+    def __init__(
+        self, record: Callable[[httpx.BaseTransport], Recorder], inner: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._record = record
+        self._inner = inner or httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        brought: httpx.Response | httpx.TransportError
+        try:
+            answer = await self._inner.handle_async_request(request)
+            try:
+                assert isinstance(answer.stream, httpx.AsyncByteStream)
+                content = b"".join([chunk async for chunk in answer.stream])
+            finally:
+                await answer.aclose()
+            brought = httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(content))
+        except httpx.TransportError as error:
+            brought = error
+        return _whole(self._record(_Given(brought)), request)
+
+
+class LoopPlayer(httpx.AsyncBaseTransport):
+    """A `Player` for an event loop."""
+
+    def __init__(self, player: Player) -> None:
+        self._player = player
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        await request.aread()
+        return _whole(self._player, request)
+
+
+def _whole(transport: httpx.BaseTransport, request: httpx.Request) -> httpx.Response:
+    """A transport's answer, read to its end."""
+    answer = transport.handle_request(request)
+    assert isinstance(answer.stream, httpx.SyncByteStream)
+    try:
+        content = b"".join(answer.stream)
+    finally:
+        answer.close()
+    return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(content))
+
+
 # --- replay -----------------------------------------------------------------------------------------------------------
 
 
@@ -303,10 +392,11 @@ class Cassette:
             CassetteError: It cannot be read, is none, or was not recorded to its end.
         """
         try:
-            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+            with _opened(path, path, "rt") as file:
+                lines = [json.loads(line) for line in file]
         except OSError as error:
             raise CassetteError(f"the cassette {path} cannot be read: {error.strerror or error}") from None
-        except ValueError:
+        except (ValueError, EOFError, zlib.error):
             raise CassetteError(f"{path} is no cassette: not every line is JSON") from None
         try:
             if lines[-1]["kind"] != "end":
@@ -360,13 +450,16 @@ class Player(httpx.BaseTransport):
             self._by_key.setdefault(self._key(exchange["ask"], len(self._by_key)), []).append(exchange)
 
     def _key(self, ask: Line, place: int) -> tuple[str, ...]:
+        if self._peer == "judge":
+            return tuple(ask["body"])
         return (str(place),) if self._peer == "llm" else (ask["method"], ask["path"], ask["range"])
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         asked = _asked(request, self._base, lambda content: content)
-        key = self._key({"method": asked.method, "path": asked.path, "range": asked.range}, self._at)
+        ask = {"method": asked.method, "path": asked.path, "range": asked.range, "body": asked.ids}
+        key = self._key(ask, self._at)
         if not (found := self._by_key.get(key)):
-            what = f"request {self._at + 1} to the LLM" if self._peer == "llm" else str(asked)
+            what = {"llm": f"request {self._at + 1} to the LLM", "judge": _case_of(asked)}.get(self._peer, str(asked))
             raise CassetteError(
                 f"{what} is not in {self._cassette.path}, which holds {self._count} to the {self._peer}"
             )
@@ -389,6 +482,12 @@ class Player(httpx.BaseTransport):
         what = "its settings or tools differ" if place == len(recorded) - 1 else f"message {place + 1} differs"
         begin = max(0, at - 40)
         return f"{where}: {what} at character {at}: {now[begin : at + 80]!r} instead of {was[begin : at + 80]!r}"
+
+
+def _case_of(asked: _Asked) -> str:
+    """What a judge is asked, in short."""
+    said = [_readable(part) for part in asked.parts[:-1]]
+    return f"what a judge is asked now ({said[-1][:160] if said else ''!r}...)"
 
 
 def _readable(part: bytes) -> str:
@@ -442,4 +541,15 @@ class Traffic:
             return Player(self.cassette, side=self.side, peer=peer, base=base)
         if self.add:
             return Recorder(self.add, side=self.side, peer=peer, base=base, secrets=self.secrets)
+        return None
+
+    def in_loop(self, peer: Peer, base: str) -> httpx.AsyncBaseTransport | None:
+        """The same for an event loop."""
+        add = self.add
+        if self.cassette:
+            return LoopPlayer(Player(self.cassette, side=self.side, peer=peer, base=base))
+        if add:
+            return LoopRecorder(
+                lambda inner: Recorder(add, side=self.side, peer=peer, base=base, secrets=self.secrets, inner=inner)
+            )
         return None

@@ -15,8 +15,8 @@ The same LLM writes it and judges by it; the judge reads the sealed cases, too, 
 
 The built-in tools have no say on which gold can be trusted, as in `rlar exam`: a verifier is written where they fail.
 
-Not covered: cassettes of rubrics, whose judge is asked hundreds of times; one run is one task, whose rows should be
-alike.
+Not covered: one run is one task, whose rows should be alike. A cassette of a rubric holds all that its judge was asked,
+some hundreds of calls.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import concurrent.futures
 import importlib.util
 import re
 import secrets
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,10 +38,10 @@ from anyio.from_thread import start_blocking_portal
 
 from verl_rlar.agents import session
 from verl_rlar.agents.bench import MOST_SECONDS, Admitted, Bench, Form, Trial, draft_of_nothing
-from verl_rlar.agents.cassette import Cassette, Header, Tape
+from verl_rlar.agents.cassette import Cassette, Header, Tape, Traffic
 from verl_rlar.agents.prompting import prompt_files
 from verl_rlar.agents.scout import AgentRun
-from verl_rlar.config import AgentsConfig, RlarConfig
+from verl_rlar.config import RlarConfig
 from verl_rlar.errors import CassetteError, ConfigError, DataError, ToolUnavailable
 from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.hall import Hall
@@ -58,6 +59,8 @@ SHAPING = ("temperature", "answer_tokens", "steps", "tokens", "quote_chars", "dr
 """Settings on which an agent's requests depend; a cassette brings its own."""
 LEAST_SHARE = 0.1
 """Share of the rows from which on a kind of query is what a verifier is for."""
+JUDGING = ("timeout_s", "answer_tokens", "quote_chars")
+"""Settings on which what a judge is asked depends."""
 NAME_CHARS = 40
 
 OnEvent = Callable[[str, Any], None]
@@ -230,19 +233,30 @@ def write(
     form = form or form_of(data, case_files, scope)
     if form == "verifier" and config.sandbox.backend == "none":
         raise ConfigError("verifiers are tried in boxes, but rlar.sandbox.backend is none; see `rlar doctor`")
-    if form == "rubric" and (record or replay):
-        raise ConfigError("a rubric cannot be recorded or replayed: its judge is asked hundreds of times")
     agents, quoting, cassette = config.agents, secrets.token_hex(8), None
     now = datetime.now(timezone.utc)
     if replay:
         cassette = Cassette.read(replay)
-        agents, quoting = _as_recorded(cassette, task, agents)
+        config, quoting = _as_recorded(cassette, task, form, config)
+        agents = config.agents
     if not agents.url:
         raise ConfigError("no LLM is configured: set rlar.agents.url and rlar.agents.model")
-    config = config.model_copy(update={"agents": agents})
     name, told = name or name_of(task), _Told()
-    judge = RubricRunner(config, tokens=config.rubrics.exam_tokens, folder=folder)
+    taped: list[Tape] = []
     with ExitStack() as stack:
+        account = Path(stack.enter_context(tempfile.TemporaryDirectory())) if replay else folder
+        traffic = Traffic(
+            side="scout",
+            add=(lambda line: taped[0].add(line)) if record else None,
+            cassette=cassette,
+            secrets=session.secrets_of(agents.api_key_env),
+        )
+        judge = RubricRunner(
+            config,
+            tokens=config.rubrics.exam_tokens,
+            folder=account,
+            transport=traffic.in_loop("judge", agents.url),
+        )
         portal = stack.enter_context(start_blocking_portal())
         hall = stack.enter_context(portal.wrap_async_context_manager(Hall(config, rubrics=judge)))
         nothing = draft_of_nothing(name, scope, form)
@@ -280,12 +294,13 @@ def write(
             "journal": str(journal.absolute()) if journal else None,
             "purse": None if replay else str(folder.absolute()),
         }
-        tape = stack.enter_context(Tape(record, _header(order, now, note))) if record else None
+        if record:
+            taped.append(stack.enter_context(Tape(record, _header(order, config, now, note))))
         broken: list[Exception] = []
 
         def on_tell(event: session.Event) -> None:
             if event["event"] == "tape":
-                if tape:
+                for tape in taped:
                     tape.add(event["line"])
                 return
             told.take(event)
@@ -298,8 +313,8 @@ def write(
             on_progress("tokens", told.tokens, agents.tokens)
 
         def on_ask(question: Any, left: float) -> Any:
-            future = portal.start_task_soon(bench.answer, question)
             before = len(bench.trials)
+            future = portal.start_task_soon(bench.answer, question)
             try:
                 answer = future.result(max(left, 0.0))
             except concurrent.futures.TimeoutError:
@@ -371,7 +386,7 @@ def _why(bench: Bench, run: AgentRun) -> str:
     return f"stopped, as {said.get(run.how, run.how)}: {run.detail}; the same command goes on from here"
 
 
-def _as_recorded(cassette: Cassette, task: str, agents: AgentsConfig) -> tuple[AgentsConfig, str]:
+def _as_recorded(cassette: Cassette, task: str, form: Form, config: RlarConfig) -> tuple[RlarConfig, str]:
     """The settings under which a cassette was recorded, and its seed.
 
     Raises:
@@ -383,12 +398,20 @@ def _as_recorded(cassette: Cassette, task: str, agents: AgentsConfig) -> tuple[A
         raise CassetteError(f"{cassette.path} was not recorded by `rlar write`")
     if header.task != task:
         raise CassetteError(f"{cassette.path} was recorded for the task {header.task!r}, not for {task!r}")
+    judging = header.settings.get("rubrics")
+    if (judging is not None) is not (form == "rubric"):
+        raise CassetteError(f"{cassette.path} was not recorded while a {form} was written")
     shaping = {name: header.settings["agents"][name] for name in SHAPING}
-    return agents.model_copy(update={"url": header.llm, "model": header.model, **shaping}), header.seed
+    agents = config.agents.model_copy(update={"url": header.llm, "model": header.model, **shaping})
+    rubrics = config.rubrics.model_copy(update={name: judging[name] for name in JUDGING} if judging else {})
+    return config.model_copy(update={"agents": agents, "rubrics": rubrics}), header.seed
 
 
-def _header(order: Mapping[str, Any], now: datetime, note: str) -> Header:
-    agents = order["agents"]
+def _header(order: Mapping[str, Any], config: RlarConfig, now: datetime, note: str) -> Header:
+    agents, form = order["agents"], order["form"]
+    settings = {"agent": "coder", "agents": {name: agents[name] for name in SHAPING}}
+    if form == "rubric":
+        settings["rubrics"] = {name: getattr(config.rubrics, name) for name in JUDGING}
     return Header(
         recorded=now.isoformat(),
         note=note,
@@ -396,7 +419,7 @@ def _header(order: Mapping[str, Any], now: datetime, note: str) -> Header:
         model=agents["model"],
         hub="",
         task=order["task"]["task"],
-        settings={"agent": "coder", "agents": {name: agents[name] for name in SHAPING}},
+        settings=settings,
         seed=order["seed"],
-        prompts=prompt_files("coder"),
+        prompts=prompt_files(PROMPTS[form]),
     )

@@ -76,10 +76,10 @@ def build_command(
     The rows are routed by the tools of the library. Shown are the clusters of alike queries that no tool fits, or whose
     tool is weak there by its evidence; those first by which most is to be gained (share of the rows, times how much
     better their answers could be told apart). For open dialogue the scout looks for reward models on the hub, and the
-    best ones are examined one by one until one passes; for others, where an LLM is configured (agents.url,
-    agents.model), the coder writes a verifier. Both need answers of which it is known whether they are right (in DATA
-    itself, or --labelled). What was admitted is in the library at once; run it again to go on. Exit code: 0 every gap
-    is filled, 1 some are left.
+    best ones are examined one by one until one passes; where an LLM is configured (agents.url, agents.model), it writes
+    a rubric if none does (acquire.rubrics), and for other queries a verifier. All need answers of which it is known
+    whether they are right (in DATA itself, or --labelled). What was admitted is in the library at once; run it again to
+    go on. Exit code: 0 every gap is filled, 1 some are left.
 
     \b
     Examples:
@@ -168,11 +168,15 @@ def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_j
 
 def _cost(gaps: Sequence[Gap], config: RlarConfig, models: int) -> str:
     """What all of it costs at most, in words."""
+    from verl_rlar.acquisition import judging_tokens, most_tokens, rubrics_are_written
+
     agents, ways = config.agents, [gap.way for gap in gaps]
-    asking = len(gaps) - ways.count("nobody") if agents.url else 0
-    caps = [f"{asking * agents.tokens:,} tokens", f"{asking * agents.wall_s / 3600:.1f} h of agents' time"]
+    judged = [gap for gap in gaps if rubrics_are_written(gap.kind, config) != "never"]
+    asking = len(gaps) - ways.count("nobody") + sum(gap.way == "scout" for gap in judged) if agents.url else 0
+    tokens = sum(most_tokens(gap.kind, config) for gap in gaps)
+    caps = [f"{tokens:,} tokens", f"{asking * agents.wall_s / 3600:.1f} h of agents' time"]
     if agents.run_tokens is not None:
-        caps[0] = f"{min(asking * agents.tokens, agents.run_tokens):,} tokens"
+        caps[0] = f"{min(tokens, agents.run_tokens):,} tokens"
     if agents.dollars is not None or agents.run_dollars is not None:
         each = float("inf") if agents.dollars is None else asking * agents.dollars
         caps.append(f"{min(each, float('inf') if agents.run_dollars is None else agents.run_dollars):g} dollars")
@@ -180,7 +184,9 @@ def _cost(gaps: Sequence[Gap], config: RlarConfig, models: int) -> str:
         caps = ["no tokens"]
     if scouts := ways.count("scout"):
         caps.append(f"{scouts * models} models of {config.hub.max_gb:g} GiB each to download and examine")
-    return f"In all at most: {', '.join(caps)}."
+    each = judging_tokens([query for gap in judged for query in gap.queries]) if judged else 0
+    then = f" A rubric then takes about {each:,} tokens for each response that it scores." if judged else ""
+    return f"In all at most: {', '.join(caps)}.{then}"
 
 
 def _tell(acquired: Acquired, as_json: bool) -> None:

@@ -33,6 +33,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.planning import WIN_SHARE, Example, Plan, make_plan
 from verl_rlar.row_files import read_some
+from verl_rlar.types import Kind
 
 CLUSTERS = 20
 """Most clusters that are printed."""
@@ -69,10 +70,17 @@ async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> in
         complain_of(BadLine(line=number, error=fault))
     if as_json:
         for record in plan_records(plan):
-            print_json(record)
+            print_json(record | ({"remedy": _remedy(record["kind"], config)} if record["type"] == "uncovered" else {}))
     else:
-        _print_plan(plan)
+        _print_plan(plan, config)
     return BAD if plan.bad or plan.errors else OK
+
+
+def _remedy(kind: str, config: RlarConfig) -> str:
+    """What `rlar build` would do about queries that no tool fits, and what that may cost."""
+    from verl_rlar.acquisition import remedy  # the hub's client takes a while to import
+
+    return remedy(Kind(kind), config)
 
 
 def plan_records(plan: Plan) -> Iterator[dict[str, Any]]:
@@ -137,7 +145,7 @@ def _clusters(plan: Plan) -> Table:
     return table
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: Plan, config: RlarConfig) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
 
     def say(text: str = "", style: str = "") -> None:
@@ -190,6 +198,7 @@ def _print_plan(plan: Plan) -> None:
     for uncovered in plan.uncovered:
         scored = "they stay unscored" if uncovered.fallback == "-" else f"{uncovered.fallback} scores them all the same"
         say(f"  {uncovered.rows:,} rows: {uncovered.reason}; {scored}")
+        say(f"    rlar build: {_remedy(uncovered.kind, config)}", "dim")
         show(uncovered.examples)
     if plan.conflicts:
         say()

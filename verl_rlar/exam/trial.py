@@ -262,7 +262,7 @@ class _Trial:
 
         if self.stopped:
             return scores
-        asked: Any = in_order(ask, in_background(cases), at_once=self._at_once, ahead=1)
+        asked: Any = in_order(ask, in_background(cases), at_once=self._at_once, ahead=self._at_once)
         async with aclosing(asked):
             async for case, score in asked:
                 scores[case.id] = score

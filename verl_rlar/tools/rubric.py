@@ -44,7 +44,15 @@ import httpx
 
 from verl_rlar import chat
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import AgentError, ConfigError, EndpointError, ToolError, ToolTimeout, ToolUnavailable
+from verl_rlar.errors import (
+    AgentError,
+    CassetteError,
+    ConfigError,
+    EndpointError,
+    ToolError,
+    ToolTimeout,
+    ToolUnavailable,
+)
 from verl_rlar.purse import OutOfTokens, Purse, folder_of
 from verl_rlar.quoting import Quoter, plain
 from verl_rlar.tools.boxed import within
@@ -304,6 +312,7 @@ class RubricRunner:
             ToolTimeout: There was no answer in time.
             ToolUnavailable: There is no LLM here, it does not answer, or a cap is reached.
             ToolError: What it answered is not of the form that is asked for.
+            CassetteError: A recording is replayed, and it does not hold this call.
         """
         self.check(spec)
         rubric = Rubric.of(spec)
@@ -329,6 +338,8 @@ class RubricRunner:
         except OutOfTokens as error:
             self.spent_up = str(error)
             raise ToolUnavailable(f"{spec.name}: {error}") from None
+        except CassetteError:
+            raise  # no fault of the judge: what is replayed is not what was recorded
         except AgentError as error:
             raise ToolUnavailable(f"{spec.name}: {error}") from None
         try:
