@@ -35,6 +35,7 @@ fi
 wait "$mypy"
 workers=2
 if [[ -z ${RLAR_TEST_ENGINES:-} ]] && engine_answers; then
-  workers=0 # two processes would count each other's containers
+  workers=0
+  engine_say "tests run in one process, as two would count each other's containers in it"
 fi
 python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"

@@ -208,10 +208,10 @@ def test_gates_are_what_the_row_demands() -> None:
 )
 def test_hostile_rows_take_linear_time(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
-    start = time.perf_counter()
+    start = time.process_time()
     describe(make_query(text, text))
     describe(make_query(text, "x" + text + "x"))
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
 
 
 def test_deep_json_as_reference_is_no_test_and_no_crash() -> None:
