@@ -5,10 +5,13 @@ The exam is the one of `rlar exam`, on ``rlar.acquire.labelled``, in a process o
 is handed in at the library's inbox; a tool that does not pass any more is to be quarantined at the next step boundary.
 
 Guarantees: the training never waits for it; the process has the lowest priority, ends at ``rlar.acquire.wall_s``, and
-with the service; a tool waits once, however many alarms ask for it; what came of it is in the log.
+with the service; a tool waits once, however many alarms ask for it; what came of it is in the log. A tool is taken out
+only by what it said of enough answers with labels that can be trusted: not for being slow beside a training, nor for
+calls that fail (`life` and `watch` see to these), nor where there are too few answers or bad ones. It keeps the kinds
+of query that it passed for, also where there are no answers of all of them here.
 
 Not covered: a service that comes back has forgotten what waited. A reward model is examined on the CPU, by the back-end
-`transformers`. Where there are no labelled answers of the tool's kinds, its exam says nothing, and nothing is done.
+`transformers`.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from verl_rlar.agents import session
 from verl_rlar.config import RlarConfig, parse
 from verl_rlar.errors import DataError, RlarError
 from verl_rlar.exam.card import Card
+from verl_rlar.exam.evidence import Evidence
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import Subject, find
 from verl_rlar.inbox import Submission, hand_in, record_of
@@ -93,7 +97,7 @@ class Reexaminer:
                 folder=Path(self._config.agents.transcripts or Path(self._config.run_dir) / "agents"),
                 name=f"reexam-{digest}",
                 wall_s=self._config.acquire.wall_s,
-                secrets=[self._config.hub.token_env, *PASSED_ON],
+                secrets=[self._config.agents.api_key_env, self._config.hub.token_env, *PASSED_ON],
                 on_event=told.append,
             )
         except RlarError as error:
@@ -120,13 +124,13 @@ def work(order: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> No
 async def _again(path: Path, digest: str, why: str, config: RlarConfig) -> str:
     library = LibraryView(path)
     spec = library.spec(digest)
+    before = library.card(digest)
     if spec.kind == "rule":
         subject = find(spec.target)
         if subject.spec.digest != digest:
             raise DataError(f"{spec.name}: its code is another one than when the run began")
     else:
-        card = library.card(digest) or {}
-        subject = Subject(spec=spec, source=library.source(digest) or "", model=card.get("model"))
+        subject = Subject(spec=spec, source=library.source(digest) or "", model=(before or {}).get("model"))
     async with AsyncExitStack() as stack:
         models = None
         if spec.kind == "reward_model":
@@ -135,17 +139,33 @@ async def _again(path: Path, digest: str, why: str, config: RlarConfig) -> str:
             await pool.ensure([models.model(spec)])
         hall = await stack.enter_async_context(Hall(config, models))
         evidence = await hall.gather(config.acquire.labelled, (), spec)
-        if not evidence.cases:
-            return "there are no labelled answers of its kinds: it was not examined"
-        examination = await hall.examine(subject, evidence)
-    card_now: Card = examination.card
-    if card_now.admitted:
-        verdict = f"passed again on {card_now.cases} cases"
+        patient = dict.fromkeys(("latency_s", "boxed_latency_s"), config.acquire.wall_s)
+        examination = await hall.examine(subject, evidence, config=config.exam.model_copy(update=patient))
+    card = examination.card
+    if says_nothing := _says_nothing(card, evidence, config.exam.set_apart):
+        return f"its exam says nothing: {says_nothing}"
+    if card.admitted:
+        verdict = f"passed again on {card.cases} cases"
     else:
-        verdict = f"does not pass any more: {'; '.join(card_now.reasons)}"
-    if examination.spec.digest == digest:  # of a reward model that was calibrated anew, the record is another tool's
+        verdict = f"does not pass any more: {'; '.join(card.reasons)}"
+    narrower = card.admitted and not set(card.unproven) <= set((before or {}).get("unproven") or ())
+    if examination.spec.digest == digest and not narrower:  # calibrated anew, the record is another tool's
         record = record_of(examination, config.life.canaries)
         hand_in(path, Submission(digest=digest, by=BY, why=why, exam=record))
-    if not card_now.admitted:
+    if not card.admitted:
         hand_in(path, Submission(digest=digest, by=BY, why=f"{why}; {verdict}", event="quarantined"))
     return verdict
+
+
+def _says_nothing(card: Card, evidence: Evidence, set_apart: float) -> str:
+    """Why a failed exam is none of the tool's fault, in words; empty: it is, or it was not failed."""
+    rows = evidence.rows - evidence.other_rows
+    if card.admitted:
+        return ""
+    calls = card.figures["all"]
+    if card.stopped or calls["errors"].missed or calls["timeouts"].value:
+        return card.stopped or f"{calls['errors'].value or 0.0:.1%} of its calls failed"
+    if len(evidence.set_apart) > set_apart * rows:
+        return f"the gold of {len(evidence.set_apart)} of {rows} labelled rows is not to be trusted"
+    tried = [name for name in card.figures if name != "all" and name not in card.unproven]
+    return "" if tried else "there are too few labelled answers of its kinds"
