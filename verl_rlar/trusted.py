@@ -12,15 +12,13 @@ Not covered: the hash of a tool's code is that of its own file; what it imports 
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.library import Trusted, builtin_snapshot
-from verl_rlar.tools.rule import load
+from verl_rlar.tools.rule import load, source_of
 from verl_rlar.types import Snapshot, ToolSpec
 
 GROUP = "verl_rlar.tools"
@@ -88,4 +86,4 @@ def _spec(where: str, target: str) -> ToolSpec:
 
 
 def _source(spec: ToolSpec) -> str:
-    return inspect.getsource(importlib.import_module(spec.target.partition(":")[0]))
+    return source_of(load(spec.target))

@@ -81,10 +81,6 @@ def rule(
             raise ValueError(
                 f"rule {name!r}: {function.__qualname__} cannot be imported by name; define it at top level"
             )
-        module = inspect.getmodule(function)
-        source = inspect.getsource(module) if module else inspect.getsource(function)
-        if any(getattr(value, "__module__", None) == reading.__name__ for value in function.__globals__.values()):
-            source += inspect.getsource(reading)  # what the rule reads with is a part of what it is
         described = cast(Rule, function)
         described.spec = ToolSpec(
             name=name,
@@ -99,11 +95,20 @@ def rule(
             timeout_s=timeout_s,
             boxed=boxed,
             origin="builtin" if function.__module__.partition(".")[0] == "verl_rlar" else "user",
-            source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+            source_sha256=hashlib.sha256(source_of(function).encode()).hexdigest(),
         )
         return described
 
     return describe
+
+
+def source_of(function: Callable[..., Any]) -> str:
+    """What a rule is: the source of its module, and of `verl_rlar.sandbox.reading` if that reads with it."""
+    module = inspect.getmodule(function)
+    source = inspect.getsource(module) if module else inspect.getsource(function)
+    if any(getattr(value, "__module__", None) == reading.__name__ for value in function.__globals__.values()):
+        source += f"\n\n# --- {reading.__name__} ---\n\n{inspect.getsource(reading)}"
+    return source
 
 
 @cache
