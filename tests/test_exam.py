@@ -35,6 +35,7 @@ from verl_rlar.exam.trial import dressed, undressed, wilson
 from verl_rlar.inbox import Submission, apply, record_of
 from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot, spec_from_json, spec_to_json
 from verl_rlar.rows import query_from_dict
+from verl_rlar.tools.rule import source_of
 from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.tools.verifier import wrappable
 from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec
@@ -237,7 +238,7 @@ async def test_an_exam_keeps_what_a_tool_gave_labelled_answers_without_their_tex
     assert len(kept) == 12 and all({one["right"] for one in query["answers"]} == {True, False} for query in kept)
     assert "The answer is" not in json.dumps(kept)
     with Library(tmp_path / "library") as library:
-        source = Path(planted_tools.__file__).read_text()
+        source = source_of(planted_tools.good_number)
         library.begin([Trusted(spec=spec, source=source, by="user")], "run")
         apply(library, Submission(digest=spec.digest, by="exam", why="", exam=record_of(examination, 4)))
     view = LibraryView(tmp_path / "library")
