@@ -35,7 +35,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell starte
 
 # --- Order ------------------------------------------------------------------------------------------------------------
 
-RAY = ("train_models", "train", "kill", "drill", "nodes", "reward_manager")
+RAY = ("train_models", "train", "kill", "drill", "multitask_cpu", "nodes", "reward_manager")
 """Files whose tests start Ray, without ``test_``."""
 LONG = (*RAY, "attacks", "code_cheats", "coder", "benchmarks", "serving", "admission")
 """Files that take longest: they come first when two processes share the work, so that neither is left with one; those
