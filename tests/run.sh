@@ -5,7 +5,8 @@
 #
 #   bash tests/run.sh [PYTEST ARGUMENT ...]     e.g. bash tests/run.sh -m "not slow"
 #
-# Tests run in two processes, file by file, as most of them wait or use one core; `-n 0` runs them in one.
+# With four cores or more, tests run in two processes, file by file; `-n 0` runs them in one. (With two cores that was
+# a tenth faster, and tests with deadlines failed.)
 #
 #   RLAR_TEST_VENV    the virtual environment to use, made if missing (default: .venv-test in the checkout)
 #   REQUIRE_DOCKER=1  (or CI=true) has a Docker engine installed and started where none answers, which takes root on
@@ -21,21 +22,21 @@ ruff check .
 ruff format --check .
 mypy &
 mypy=$!
+processes=$(($(nproc) < 4 ? 1 : 2))
 . tests/engine.sh
 trap engine_down EXIT
 trap 'exit 143' TERM
 trap 'exit 130' INT
 if [[ ${REQUIRE_DOCKER:-} == 1 || ${CI:-} == true ]]; then
-  engine_up 2
+  engine_up "$processes"
   . tests/browser.sh
   browser_up
 elif engine_answers; then
   engine_up || true
 fi
 wait "$mypy"
-workers=2
-if [[ -z ${RLAR_TEST_ENGINES:-} ]] && engine_answers; then
-  workers=0
+if ((processes == 2)) && [[ -z ${RLAR_TEST_ENGINES:-} ]] && engine_answers; then
+  processes=1
   engine_say "tests run in one process, as two would count each other's containers in it"
 fi
-python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n "$((processes == 1 ? 0 : processes))" --dist loadfile --no-loadscope-reorder "$@"

@@ -257,10 +257,10 @@ async def test_what_is_flagged_is_not_rewarded() -> None:
 # --- Cheats against an honest verifier, and hostile verifiers ---------------------------------------------------------
 
 
-def spec_of(name: str) -> ToolSpec:
+def spec_of(name: str, seconds: float = VERIFIER_S) -> ToolSpec:
     import dataclasses
 
-    return dataclasses.replace(unit_tests.spec, name=name, kind="verifier", timeout_s=VERIFIER_S)
+    return dataclasses.replace(unit_tests.spec, name=name, kind="verifier", timeout_s=seconds)
 
 
 def verified(response: str) -> Sample:
@@ -269,8 +269,10 @@ def verified(response: str) -> Sample:
     return make_sample(response, make_query("Print x * x + 7.", None, cases=cases))
 
 
-async def honest_verifier(sandbox: Sandbox, settings: SandboxConfig, response: str) -> Verdict:
-    return await verify(spec_of("honest"), HONEST_VERIFIER, verified(response), sandbox, settings)
+async def honest_verifier(
+    sandbox: Sandbox, settings: SandboxConfig, response: str, seconds: float = VERIFIER_S
+) -> Verdict:
+    return await verify(spec_of("honest", seconds), HONEST_VERIFIER, verified(response), sandbox, settings)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +288,8 @@ async def test_cheat_earns_nothing_from_an_honest_verifier(
     async with watched(VERIFIER_S + (0 if isinstance(sandbox, DockerSandbox) else 4 * START_S)):
         verdict = await honest_verifier(sandbox, settings, cheat.response)
     assert verdict.value == 0.0, verdict
-    assert (await honest_verifier(sandbox, settings, f"```python\n{HONEST}```")).value == 1.0
+    patient = VERIFIER_S + 4 * START_S  # where each program starts a Python, on a busy machine
+    assert (await honest_verifier(sandbox, settings, f"```python\n{HONEST}```", patient)).value == 1.0
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS, ids=lambda verifier: verifier.id)
