@@ -160,14 +160,14 @@ def test_a_quick_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None
     """Mechanics only: a tiny policy learns nothing in four steps."""
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     command = [sys.executable, str(RECIPE / "run.py"), "--quick", "--json", "--results", str(tmp_path / "results")]
-    first = subprocess.Popen([*command, "--arms", "rlar"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    assert first.stderr is not None
     told = ""
-    for line in first.stderr:
-        told += line
-        if line.startswith("step   2/4"):
-            first.send_signal(signal.SIGINT)
-    assert first.wait(100) == 130, told[-3000:]
+    with subprocess.Popen([*command, "--arms", "rlar"], stderr=subprocess.PIPE, text=True) as first:
+        assert first.stderr is not None
+        for line in first.stderr:
+            told += line
+            if line.startswith("step   2/4"):
+                first.send_signal(signal.SIGINT)
+    assert first.returncode == 130, told[-3000:]
     assert "goes on from the last checkpoint" in told
     again = subprocess.run([*command, "--arms", "rlar,rules"], capture_output=True, text=True, timeout=800)
     assert again.returncode == 0, again.stderr[-3000:]

@@ -77,10 +77,10 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
         overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
     result = {"arm": arm, "seed": seed, **graded(folder, test, size.steps), **costs(folder)}
-    last = folder / f"global_step_{size.steps}"
-    result["kl"] = divergence(base, last / "actor", result.pop("talks"))
+    result["kl"] = divergence(base, folder / f"global_step_{size.steps}" / "actor", result.pop("talks"))
     (folder / DONE).write_text(json.dumps(result))
-    shutil.rmtree(last)  # half a gigabyte and more for each
+    for checkpoint in folder.glob("global_step_*"):  # a gigabyte and more each
+        shutil.rmtree(checkpoint)
     return result
 
 
