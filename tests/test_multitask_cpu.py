@@ -169,15 +169,12 @@ def test_a_quick_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None
                 first.send_signal(signal.SIGINT)
     assert first.returncode == 130, told[-3000:]
     assert "goes on from the last checkpoint" in told
-    again = subprocess.run([*command, "--arms", "rlar,rules"], capture_output=True, text=True, timeout=800)
+    again = subprocess.run([*command, "--arms", "rlar"], capture_output=True, text=True, timeout=800)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "step   1/4" not in again.stderr.partition("rules, seed 1")[0]
-    figures = json.loads(again.stdout.splitlines()[-1])["figures"]
-    assert figures["runs"] == 2
-    for arm in ("rlar", "rules"):
-        place = tmp_path / "results" / f"{arm}-1"
-        result = json.loads((place / "result.json").read_text())
-        assert result["kl"] > 0 and result["step_s"] > 0
-        assert result["before"].keys() == result["after"].keys() and len(result["after"]) == 8
-        assert not list(place.glob("global_step_*"))
-    assert "exposed_s" in json.loads((tmp_path / "results" / "rlar-1" / "result.json").read_text())
+    assert "step   3/4" in again.stderr and "step   1/4" not in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1])["figures"]["runs"] == 1
+    place = tmp_path / "results" / "rlar-1"
+    result = json.loads((place / "result.json").read_text())
+    assert result["kl"] > 0 and result["step_s"] > 0 and "exposed_s" in result
+    assert result["before"].keys() == result["after"].keys() and len(result["after"]) == 8
+    assert not list(place.glob("global_step_*"))
