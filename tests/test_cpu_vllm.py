@@ -70,7 +70,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> str:
         f"trainer.default_local_dir={folder}/checkpoints",
         f"hydra.run.dir={folder}/hydra",
     ]
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "RAY_ADDRESS": "local", "RAY_USAGE_STATS_ENABLED": "0"}
     with (folder / "train.log").open("w") as output:
         code = subprocess.run(
             command, env=environment, cwd=folder, stdout=output, stderr=subprocess.STDOUT, timeout=1400

@@ -109,6 +109,7 @@ def run(folder: Path, *overrides: str, fails: bool = False) -> str:
     """Trains; returns what was printed, which also stands in ``train.log``."""
     environment = os.environ | {
         "HF_HUB_OFFLINE": "1",
+        "RAY_ADDRESS": "local",  # a cluster that was killed leaves its address behind
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
     }

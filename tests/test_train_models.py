@@ -98,6 +98,7 @@ class Run:
         self.log = open(folder / "train.log", "w")
         environment = os.environ | {
             "HF_HUB_OFFLINE": "0",
+            "RAY_ADDRESS": "local",
             "RAY_USAGE_STATS_ENABLED": "0",
             "TOKENIZERS_PARALLELISM": "false",
         }
