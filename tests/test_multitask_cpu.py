@@ -157,23 +157,26 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_quick_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
-    """Mechanics only: a tiny policy learns nothing in four steps."""
+    """Mechanics only: a tiny policy learns nothing in six steps."""
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
-    command = [sys.executable, str(RECIPE / "run.py"), "--quick", "--json", "--results", str(tmp_path / "results")]
+    place = tmp_path / "results" / "rlar-1"
+    command = [sys.executable, str(RECIPE / "run.py"), "--quick", "--steps", "6", "--json"]
+    command += ["--results", str(tmp_path / "results")]
     told = ""
     with subprocess.Popen([*command, "--arms", "rlar"], stderr=subprocess.PIPE, text=True) as first:
         assert first.stderr is not None
         for line in first.stderr:
             told += line
-            if line.startswith("step   2/4"):
+            if line.startswith("step   2/6"):
                 first.send_signal(signal.SIGINT)
     assert first.returncode == 130, told[-3000:]
     assert "goes on from the last checkpoint" in told
+    kept = int((place / "latest_checkpointed_iteration.txt").read_text())
+    assert 2 <= kept < 6  # the training is faster than the signal, by a step or two
     again = subprocess.run([*command, "--arms", "rlar"], capture_output=True, text=True, timeout=800)
     assert again.returncode == 0, again.stderr[-3000:]
-    assert "step   3/4" in again.stderr and "step   1/4" not in again.stderr
+    assert f"step   {kept + 1}/6" in again.stderr and f"step   {kept}/6" not in again.stderr
     assert json.loads(again.stdout.splitlines()[-1])["figures"]["runs"] == 1
-    place = tmp_path / "results" / "rlar-1"
     result = json.loads((place / "result.json").read_text())
     assert result["kl"] > 0 and result["step_s"] > 0 and "exposed_s" in result
     assert result["before"].keys() == result["after"].keys() and len(result["after"]) == 8
