@@ -23,7 +23,7 @@ from verl_rlar.agents.drafter import code_of, schemes_of
 from verl_rlar.agents.prompting import prompt_files, render
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
-from verl_rlar.errors import CassetteError, ConfigError, DataError
+from verl_rlar.errors import CassetteError, ConfigError, DataError, ToolUnavailable
 from verl_rlar.exam.cases import Case, Expect, read_cases
 from verl_rlar.library import Library
 from verl_rlar.purse import Purse
@@ -351,6 +351,10 @@ def test_what_cannot_come_to_anything_is_refused_before_a_token_is_spent(tmp_pat
         bare = config.model_copy(update={"sandbox": config.sandbox.model_copy(update={"backend": "none"})})
         with pytest.raises(ConfigError, match="boxes"):
             write(TASK, [], bare, folder=tmp_path, case_files=[CLOCK])
+        away = {"backend": "sandbox_fusion", "fusion_url": "http://127.0.0.1:1"}
+        gone = config.model_copy(update={"sandbox": config.sandbox.model_copy(update=away)})
+        with pytest.raises(ToolUnavailable, match=r"http://127\.0\.0\.1:1"):
+            write(TASK, [], gone, folder=tmp_path, case_files=[CLOCK])
     assert server.requests == []
     for args in ([" ", "--cases", CLOCK], [TASK], [TASK, "--cases", CLOCK], [TASK, "--cases", "none.jsonl"]):
         assert CliRunner().invoke(app, ["write", *args]).exit_code == 2

@@ -69,6 +69,20 @@ def test_a_request_is_answered_the_same_alone_and_in_a_batch_of_unequal_ones(dec
     assert len({answer.tokens for answer in together}) == len(requests)
 
 
+def test_the_prompt_of_a_group_is_read_once(decoder: Decoder) -> None:
+    group = [request(decoder, "the sky", seed=seed) for seed in range(6)]
+    shapes: list[tuple[int, ...]] = []
+    hook = decoder.model.register_forward_pre_hook(
+        lambda _, __, given: shapes.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        together = decoder.decode([*group, request(decoder, "a longer prompt", seed=9)])
+    finally:
+        hook.remove()
+    assert shapes[0][0] == 2 and shapes[1] == (7, 1)
+    assert len({answer.tokens for answer in together}) == 7  # each has its own chance
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.6])
 def test_log_probabilities_are_those_of_the_trainer_at_the_rollout_temperature(
     decoder: Decoder, temperature: float

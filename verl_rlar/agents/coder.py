@@ -274,6 +274,8 @@ def write(
             on_progress=on_progress,
         )  # fmt: skip
         bench.check()
+        if form == "verifier":
+            portal.call(hall.open_boxes)
         journal = None if record or replay else folder / f"write-{identity}.journal.jsonl"
         if journal:
             from verl_rlar.agents.journal import seed_of

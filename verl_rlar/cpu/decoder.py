@@ -2,8 +2,8 @@
 """Batched sampling from a transformers causal language model on CPU.
 
 What: `Decoder.decode` takes prompts with a `Sampling` each and answers them together, one forward pass per token for
-all: prompts are padded on the left, a row leaves the batch as soon as it is finished. `Decoder.load` replaces the
-weights.
+all: prompts are padded on the left, equal ones (a GRPO group) are read once, a row leaves the batch as soon as it is
+finished. `Decoder.load` replaces the weights.
 
 Guarantees:
 - Every request gets its own temperature, top_p, top_k, repetition penalty, length and stop conditions, whatever else
@@ -229,16 +229,18 @@ class Decoder:
             One completion per request, in their order.
         """
         rows = [_Row(request, _uniform(request)) for request in requests]
-        width = max(len(request.prompt) for request in requests)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        prompts = list(dict.fromkeys(request.prompt for request in requests))  # a group's prompt is read once
+        width = max(map(len, prompts))
+        ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
-        for i, request in enumerate(requests):
-            ids[i, width - len(request.prompt) :] = torch.tensor(request.prompt)
-            mask[i, width - len(request.prompt) :] = 1
+        for i, prompt in enumerate(prompts):
+            ids[i, width - len(prompt) :] = torch.tensor(prompt)
+            mask[i, width - len(prompt) :] = 1
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
         cache = DynamicCache(config=self.model.config)
-        live = rows
-        while live and not stopped():
+
+        def forward() -> torch.Tensor:
+            """Logits of the next tokens: [rows of the cache, vocabulary], float32."""
             output = self.model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -247,14 +249,25 @@ class Decoder:
                 use_cache=True,
                 logits_to_keep=1,
             )
-            ids = self._sample(output.logits[:, -1].float(), live)[:, None]
-            positions = positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            if any(row.done for row in live):
-                keep = torch.tensor([i for i, row in enumerate(live) if not row.done], dtype=torch.long)
+            return output.logits[:, -1].float()
+
+        place = {prompt: i for i, prompt in enumerate(prompts)}
+        of = torch.tensor([place[request.prompt] for request in requests])
+        logits = forward()[of]
+        mask, positions = mask[of], positions[of, -1:]
+        cache.batch_select_indices(of)
+        live = rows
+        while not stopped():
+            ids = self._sample(logits, live)[:, None]
+            positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
+            keep = torch.tensor([i for i, row in enumerate(live) if not row.done], dtype=torch.long)
+            if not len(keep):
+                break
+            if len(keep) < len(live):
                 ids, positions, mask = ids[keep], positions[keep], mask[keep]
                 cache.batch_select_indices(keep)
                 live = [row for row in live if not row.done]
+            logits = forward()
         return tuple(
             Completion(tokens=tuple(row.tokens), logprobs=tuple(row.logprobs), aborted=not row.done) for row in rows
         )

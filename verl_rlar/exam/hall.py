@@ -72,6 +72,14 @@ class Hall:
         )
         return first, second
 
+    async def open_boxes(self) -> None:
+        """Starts the boxes, before anything is paid for that will need them.
+
+        Raises:
+            ToolUnavailable: There is no sandbox here.
+        """
+        await self._boxes.start()
+
     async def screen(self, evidence: Evidence, spec: ToolSpec, on_progress: OnProgress = lambda *_: None) -> Evidence:
         """Sets apart the rows whose gold the built-in tools reject; the examined one has no say."""
         boxes = self._config.sandbox.backend != "none"

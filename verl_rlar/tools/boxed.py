@@ -90,6 +90,14 @@ class BoxRunner:
         if not starting.cancelled() and starting.exception() is None:
             await starting.result().__aexit__(None, None, None)
 
+    async def start(self) -> None:
+        """Starts the sandbox, which the first call would do otherwise.
+
+        Raises:
+            ToolUnavailable: There is no sandbox here.
+        """
+        await self._sandbox()
+
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         """Runs one tool on one sample.
 
