@@ -119,5 +119,6 @@ def test_tokens_are_estimated_where_an_endpoint_does_not_count() -> None:
     ],
 )
 def test_settings_are_checked(tree: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ConfigError, match=reason):
+    with pytest.raises(ConfigError, match=reason) as told:
         parse({"agents": tree})
+    assert "me:password" not in str(told.value) and "Value error" not in str(told.value)

@@ -699,7 +699,8 @@ def _explain(fault: Any) -> str:
     path = [str(part) for part in fault["loc"]]
     key = ".".join(["rlar", *path])
     if fault["type"] != "extra_forbidden":
-        return f"{key}: {fault['msg']}, got {fault['input']!r}"
+        said = f"{key}: {fault['ctx']['error'] if fault['type'] == 'value_error' else fault['msg']}"
+        return said if isinstance(fault["input"], Mapping) else f"{said}, got {fault['input']!r}"  # it may hold secrets
     model: Any = RlarConfig
     for part in path[:-1]:
         if isinstance(model, type) and issubclass(model, BaseModel):
