@@ -63,6 +63,15 @@ class Trained:
     modified: str = "2026-06-01T00:00:00.000Z"
 
 
+WIDE = {
+    "attacks": 1.0,
+    "false_accept": 0.6,
+    "false_reject": 0.6,
+    "pairwise": 0.6,
+    "pairwise_low": 0.3,
+    "worst_sort": 1.0,
+}
+"""Limits of an exam that models of ten thousand parameters meet; those for looks are the package's."""
 TRAINED = (
     Trained(
         repo="meadow-lab/chat-reward-llama",

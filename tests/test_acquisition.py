@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import make_query
+from hub_repos import WIDE
 from test_competence import record, tool
 
 from verl_rlar.acquisition import Gap, acquire, find_gaps, shortfall
@@ -102,17 +103,6 @@ async def test_where_nobody_can_look_for_a_tool_nothing_is_done() -> None:
     _, (gap,) = await gaps_of([CODE], NO_SANDBOX)
     acquired = await acquire(gap, [], RlarConfig())
     assert (acquired.submission, acquired.tried, acquired.why) == (None, (), gap.plan)
-
-
-WIDE = {
-    "attacks": 1.0,
-    "false_accept": 0.6,
-    "false_reject": 0.6,
-    "pairwise": 0.6,
-    "pairwise_low": 0.3,
-    "worst_sort": 1.0,
-}
-"""Limits that models of ten thousand parameters meet."""
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from hub_repos import HOSTILE, TRAINED, bare, build, hostile, pairs_of, show_scores, write_card, write_tensors
+from hub_repos import HOSTILE, TRAINED, WIDE, bare, build, hostile, pairs_of, show_scores, write_card, write_tensors
 from hub_server import HubServer
 
 from verl_rlar.admission import (
@@ -49,15 +49,6 @@ from verl_rlar.types import Kind, ToolSpec
 
 CHAT, SAFETY, RANKER, MATH, TWO, WEAK, INVERTED, WORDY = (trained.repo for trained in TRAINED)
 BASE = "lab/reward"
-WIDE = {
-    "attacks": 1.0,
-    "false_accept": 0.6,
-    "false_reject": 0.6,
-    "pairwise": 0.6,
-    "pairwise_low": 0.3,
-    "worst_sort": 1.0,
-}
-"""Limits that models of ten thousand parameters meet; those for looks are the package's."""
 needs_transformers = pytest.mark.skipif(
     importlib.util.find_spec("transformers") is None, reason="transformers is not installed (extra `cpu`)"
 )

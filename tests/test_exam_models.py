@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("transformers", reason="transformers is not installed (verl brings it)")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-from hub_repos import build, pairs_of
+from hub_repos import WIDE, build, pairs_of
 
 from verl_rlar.calibration import Calibration
 from verl_rlar.config import RlarConfig, ServingConfig, parse
@@ -25,15 +25,6 @@ from verl_rlar.serving import How, Pool
 from verl_rlar.tools.reward_model import RewardModelRunner, serving, target
 from verl_rlar.types import Kind, Scope, ToolSpec
 
-WIDE = {
-    "attacks": 1.0,
-    "false_accept": 0.6,
-    "false_reject": 0.6,
-    "pairwise": 0.6,
-    "pairwise_low": 0.3,
-    "worst_sort": 1.0,
-}
-"""Limits that models of ten thousand parameters meet."""
 GOOD, INVERTED = "meadow-lab/chat-reward-llama", "flipside/chat-preference-rm"
 
 

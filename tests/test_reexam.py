@@ -15,6 +15,7 @@ import planted_tools
 import pytest
 import rubrics
 from conftest import make_sandbox_config
+from hub_repos import WIDE
 from llm_server import LlmServer
 
 from verl_rlar.calibration import fit
@@ -31,16 +32,6 @@ from verl_rlar.tools.reward_model import serving, target
 from verl_rlar.tools.rubric import Rubric
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Kind, Scope, ToolSpec
-
-WIDE = {
-    "attacks": 1.0,
-    "false_accept": 0.6,
-    "false_reject": 0.6,
-    "pairwise": 0.6,
-    "pairwise_low": 0.3,
-    "worst_sort": 1.0,
-}
-"""Limits that models of ten thousand parameters meet."""
 
 
 def sums(count: int = 40) -> list[dict[str, Any]]:
