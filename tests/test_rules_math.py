@@ -58,7 +58,29 @@ def test_a_fraction_is_the_same_in_every_spelling(f: Fraction, k: int, frac: str
     assert value(reference, rf"\boxed{{{sign}\{frac}{{{abs(f.numerator) * k}}}{{{f.denominator * k}}}}}") == 1.0
     assert value(reference, f"The answer is {f.numerator}/{f.denominator}") == 1.0
     assert value(reference, rf"\boxed{{\frac{{{f.numerator + 1}}}{{{f.denominator}}}}}") == 0.0
-    assert value(str(f), rf"\boxed{{{reference}}}") == 1.0
+    assert value(str(f), rf"\boxed{{{reference}}}") == float(f.denominator > 1)  # 5/1 is not worked out
+
+
+@pytest.mark.parametrize(
+    ("reference", "undone", "done"),
+    [
+        ("50", ["19 + 31", r"\boxed{19+31}", "The answer is 100/2.", r"2 \cdot 25", "5(10)"], ["19 + 31 = 50"]),
+        ("1024", ["2^{10}", "x = 2^10", r"\boxed{2^{9} + 512}"], ["1,024", "x = 1024", r"2^{10} = 1024"]),
+        ("4", [r"\sqrt{16}", "12 \\div 3", "4!/6", r"\lfloor 4.2 \rfloor", r"\binom{4}{1}"], [r"\sqrt{16} = 4", "4.0"]),
+        (r"\frac{1}{2}", [r"1 - \frac{1}{2}", r"\frac{3}{2 \cdot 3}"], ["2/4", "0.5", r"\frac{2}{4}", "50%"]),
+        (r"2^{10}", [], ["2^{10}", "1024", r"\boxed{2^9 \cdot 2}"]),
+        ("3000000", [r"3 \cdot 1000000"], [r"3 \times 10^6", "3e6"]),
+        (r"1 + \sqrt{5}", [r"(3 - 2) + \sqrt{5}"], [r"\sqrt{5} + 1"]),
+        ("1, 2", ["1, 1 + 1"], ["2 and 1"]),
+        ("3 hours", ["1 + 2 hours", "6/2 hours"], ["3 hours"]),
+        ("60 km/h", [], ["60 km/h", "60"]),
+    ],
+)  # fmt: skip
+def test_a_computation_that_is_left_to_be_done_is_no_answer(reference: str, undone: list[str], done: list[str]) -> None:
+    """As a policy found in a training: asked for 19 + 31, say 19 + 31."""
+    assert [response for response in undone if value(reference, response) != 0.0] == []
+    assert [response for response in done if value(reference, response) != 1.0] == []
+    assert "not worked out" in check("50", "19 + 31").reason
 
 
 @settings(deadline=None, max_examples=40)
@@ -92,7 +114,7 @@ def test_order_is_free_in_a_set_and_binding_in_a_tuple(items: list[int], data: s
         ("x=5", ["5", "x=5", "5=x"], ["y=5", "x=6"]),
         ("x=1, y=2", ["y=2, x=1"], ["x=2, y=1", "x=1"]),
         ("3", ["f(2)=3"], ["2x+y=3"]),
-        ("6", [r"2\cdot 3"], ["2 3", "5"]),
+        ("6", [r"\boxed{6}", "6.0"], ["2 3", "5"]),
         ("5", [], ["2(3)", "2 3"]),
         ("0.0000001", ["1e-7"], ["0.0000002", "0"]),
         (r"\frac13", ["0.333333"], ["0.33", "0.3334"]),

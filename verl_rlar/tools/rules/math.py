@@ -19,6 +19,11 @@ unit. Nothing is converted (500 cm is not 5 m), except per cent: 50 % = 0.5 = 1/
 is ``50%``, and ``50%`` is right if the reference is 50 (only for references of at least 1: against 0.5, ``0.5%`` is
 wrong). Words as reference (``\text{Evelyn}``) are compared as words.
 
+**What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2`` or ``5!`` where the reference is a number that is worked
+out: a computation is left to be done. Otherwise the sum of the question is its own right answer, which a policy that
+cannot add finds in a few steps. Fractions that are none of an integer, roots that stay roots, and powers of ten are
+numbers as they are written; a reference that has computations itself allows them in the answer.
+
 Guarantees: no text is evaluated, not even its digits. The parser is latex2sympy2_extended, math-verify's own, a
 grammar that builds trees; the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls
 `eval`, and is never called here. LaTeX commands outside an allow-list (sums, integrals, \operatorname, ...) are not
@@ -108,6 +113,8 @@ def final_answer(sample: Sample) -> Verdict:
     if answer is None and gold.words is None:
         return Verdict(value=0.0, reason=f"cannot read the final answer {_quote(text)}")
     right = answer is not None and _same(gold, answer)
+    if right and _undone(answer) and not _undone(gold):
+        return Verdict(value=0.0, reason=f"{_quote(text)} is not worked out")
     return Verdict(value=float(right), reason=f"{_quote(text)} is {'' if right else 'not '}{_quote(gold.text)}")
 
 
@@ -639,6 +646,40 @@ def _same_percent(gold: _Form, answer: _Form) -> bool:
     size = abs(sympy.N(gold.tree))
     large = bool(size.is_comparable and size >= 1)
     return _equal(gold.tree, answer.tree / 100) or (large and _equal(gold.tree, answer.tree))
+
+
+_FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\[dtc]?frac\s*\{?\s*-?\d|\\div(?![A-Za-z])|\\[dt]?binom")
+"""What the parser computes at once, so that the tree does not show it."""
+
+
+def _undone(form: _Form) -> bool:
+    """Whether a computation is left to be done somewhere in an answer."""
+    if form.parts:
+        return any(_undone(part) for part in form.parts)
+    if isinstance(form.tree, sympy.Integer):
+        return bool(_FOLDED.search(form.text))
+    entries = form.tree.flat() if isinstance(form.tree, sympy.MatrixBase) else [form.tree]
+    return any(isinstance(entry, sympy.Expr) and _computes(entry) for entry in entries)
+
+
+def _computes(tree: sympy.Expr) -> bool:
+    """Whether a part of it is a computation with numbers that comes to a number."""
+    if tree.is_Atom or _power(tree):
+        return False
+    if isinstance(tree, sympy.Mul) and len(tree.args) == 2 and tree.args[0].is_Number and _power(tree.args[1]):
+        return False  # 1.5 x 10^3, 3/4
+    if isinstance(tree, (sympy.Add, sympy.Mul)) and sum(part.is_Number and part != -1 for part in tree.args) > 1:
+        return True
+    if not tree.free_symbols and tree.doit().is_Number:
+        return True
+    return any(_computes(part) for part in tree.args if isinstance(part, sympy.Expr))
+
+
+def _power(tree: sympy.Basic) -> bool:
+    """Whether it is a power of ten, or what divides in a fraction: a number as it is written."""
+    if not isinstance(tree, sympy.Pow) or not isinstance(tree.base, sympy.Integer):
+        return False
+    return tree.exp == -1 or (tree.base == 10 and isinstance(tree.exp, sympy.Integer))
 
 
 def _equal(gold: sympy.Basic | sympy.MatrixBase, answer: sympy.Basic | sympy.MatrixBase) -> bool:
