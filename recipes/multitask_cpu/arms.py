@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewards that are compared. `rlar` and `static` are the plugin; the others are functions for verl's own manager.
 
-    rlar        every response scored by the tool that fits its query
+    rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
+                credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
     static      the plugin with one rule for all (`STATIC`): what a static reward is
     rules       by hand, one for each data set, as they are usually written
     embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
@@ -26,7 +27,7 @@ def settings(arm: str) -> tuple[tuple[str, ...], list[str]]:
     """The switches of an arm, and its overrides."""
     device = "+rlar_device=cpu"
     if arm == "rlar":
-        return ("+rlar=default", device), ["rlar.sandbox.backend=none"]
+        return ("+rlar=default", device), ["rlar.sandbox.backend=none", "+rlar.routing.prefer.short_text=token_f1"]
     if arm == "static":
         route = f"+rlar.routing.routes.static={{parts: [{{tool: {STATIC}}}]}}"
         return ("+rlar=default", device), ["rlar.sandbox.backend=none", "rlar.scoring.max_unscored=1", route]
@@ -45,7 +46,7 @@ def by_hand(data_source: str, solution_str: str, ground_truth: str, extra_info: 
             return float(json.loads(said) == json.loads(ground_truth))
         except ValueError:
             return 0.0
-    if data_source == "translation":
+    if data_source == "spelling":
         wanted, given = ground_truth.lower().split(), said.lower().split()
         return len(set(wanted) & set(given)) / max(1, len(set(wanted) | set(given)))
     asked = len(extra_info.get("instruction_id_list") or ())

@@ -38,7 +38,7 @@ FULL = Size(
     batches=12,
     per_family=2,
     held_out=24,
-    answers=2,
+    answers=4,
     tokens=40,
     overrides=(
         "data.max_prompt_length=76",  # all prompts are shorter, and every token of padding is computed
@@ -94,6 +94,7 @@ def verls(
         f"data.max_response_length={size.tokens}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
         f"actor_rollout_ref.rollout.val_kwargs.n={size.answers}",
+        "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",  # the policy as it is trained
         f"actor_rollout_ref.rollout.seed={seed}",
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={folder}/train.parquet",

@@ -2,7 +2,7 @@
 """How answers to held-out prompts are graded: by code of its own, which no arm is trained on.
 
     constraints   share of a prompt's demands that are met, by checks written here (loose: as the demand reads)
-    translation   BLEU with words and pairs of words against the reference, 0 for an answer that copies the source
+    spelling      share of words that the answer and the right sentence have in common, in their order
     sums          the last whole number of the answer is the sum
     json          the first JSON object in the answer has the three values
 
@@ -16,13 +16,13 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from difflib import SequenceMatcher
 from typing import Any
 
 
 def grade(name: str, answer: str, reference: str, extra: dict[str, Any]) -> float:
     """The grade of an answer."""
-    return {"constraints": _constraints, "translation": _translation, "sums": _sums, "json": _json}[name](
+    return {"constraints": _constraints, "spelling": _spelling, "sums": _sums, "json": _json}[name](
         answer.strip(), reference, extra
     )
 
@@ -43,17 +43,8 @@ def _json(answer: str, reference: str, extra: dict[str, Any]) -> float:
     return sum(found.get(key) == value for key, value in wanted.items()) / len(wanted)
 
 
-def _translation(answer: str, reference: str, extra: dict[str, Any]) -> float:
-    if _words(answer) == _words(str(extra.get("source") or "")):
-        return 0.0
-    return float(_bleu().sentence_score(answer, [reference]).score) / 100
-
-
-@cache
-def _bleu() -> Any:
-    from sacrebleu.metrics import BLEU
-
-    return BLEU(max_ngram_order=2, effective_order=True)
+def _spelling(answer: str, reference: str, extra: dict[str, Any]) -> float:
+    return SequenceMatcher(None, answer.split(), reference.split(), autojunk=False).ratio()
 
 
 def _constraints(answer: str, reference: str, extra: dict[str, Any]) -> float:

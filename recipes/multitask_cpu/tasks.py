@@ -2,8 +2,8 @@
 """Four families of short tasks that a small model can get better at, in verl's columns.
 
     constraints   IFEval prompts with demands that an answer of a few dozen tokens can meet (`quickstart/data.py`)
-    translation   TED sentences into German
-    sums          additions of two numbers, drawn here
+    spelling      TED sentences in which pairs of letters have changed places, to be corrected; drawn here
+    sums          additions of two small numbers
     json          a sentence with a name, an age and a city, to be given as JSON; drawn here, values in the schema
 
 Every batch holds the same number of each, and the order is drawn from the seed: arms with one seed see the same prompts
@@ -26,8 +26,9 @@ sys.path.insert(0, str(QUICKSTART))
 
 from data import SOURCES  # noqa: E402
 
-FAMILIES = ("constraints", "translation", "sums", "json")
+FAMILIES = ("constraints", "spelling", "sums", "json")
 PROMPT_CHARS = 170
+SENTENCE_CHARS = 70
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Ines Jan Kira Leo Mia Nils Olga Paul Rosa Sven Tara Uwe".split()
 CITIES = "Athens Berlin Cairo Dublin Essen Florence Geneva Hanoi Izmir Jena Kyoto Lima Madrid Nice Oslo Paris".split()
 Row = dict[str, Any]
@@ -35,13 +36,12 @@ Row = dict[str, Any]
 
 def family(name: str) -> list[Row]:
     """All rows of a family, in an order of its own."""
-    if name in ("constraints", "translation"):
-        source = {"constraints": "ifeval", "translation": "ted_en_de"}[name]
-        rows = [row for row in SOURCES[source]() if len(row["prompt"][0]["content"]) <= PROMPT_CHARS]
+    if name == "constraints":
+        rows = [row for row in SOURCES["ifeval"]() if len(row["prompt"][0]["content"]) <= PROMPT_CHARS]
     else:
-        rows = list({"sums": _sums, "json": _json}[name](random.Random(name)))
+        rows = list({"spelling": _spelling, "sums": _sums, "json": _json}[name](random.Random(name)))
     random.Random(f"{name} rows").shuffle(rows)
-    columns = ("instruction_id_list", "kwargs", "source", "source_lang", "target_lang", "json_schema")
+    columns = ("instruction_id_list", "kwargs", "json_schema")
     made = []
     for row in rows:
         prompt = {"prompt": row["prompt"][0]["content"]}  # for rewards that are functions: verl hands them none
@@ -50,10 +50,24 @@ def family(name: str) -> list[Row]:
     return made
 
 
+def _spelling(dice: random.Random) -> Iterator[Row]:
+    for row in SOURCES["ted_en_de"]():
+        words = row["extra_info"]["source"].split()
+        if not 4 <= len(words) <= 12 or len(" ".join(words)) > SENTENCE_CHARS:
+            continue
+        long = [n for n, word in enumerate(words) if len(word) > 4]
+        swapped = list(words)
+        for n in dice.sample(long, min(2, len(long))):
+            at = dice.randrange(1, len(words[n]) - 2)
+            swapped[n] = words[n][:at] + words[n][at + 1] + words[n][at] + words[n][at + 2 :]
+        if swapped != words:
+            yield _row(f"Correct the spelling mistakes:\n{' '.join(swapped)}", " ".join(words))
+
+
 def _sums(dice: random.Random) -> Iterator[Row]:
-    for _ in range(600):
-        one, other = dice.randint(2, 60), dice.randint(2, 40)
-        yield _row(f"What is {one} + {other}? End with: The answer is <number>.", str(one + other))
+    for one in range(2, 13):
+        for other in range(2, 13):
+            yield _row(f"What is {one} + {other}? End with: The answer is <number>.", str(one + other))
 
 
 def _json(dice: random.Random) -> Iterator[Row]:
