@@ -272,6 +272,21 @@ def test_what_generators_claim_of_numbers_is_true(answer: int, seed: int) -> Non
         assert final_answer(Sample(query=query, response=made.response)).value == 1.0, made
 
 
+@settings(deadline=None, max_examples=40)
+@given(a=st.integers(0, 99), b=st.integers(1, 99), c=st.integers(1, 99), d=st.integers(0, 99))
+def test_what_a_question_asks_to_compute_is_no_answer_to_it(a: int, b: int, c: int, d: int) -> None:
+    prompt, value = f"What is {a} + {b} × {c} - {d}?", a + b * c - d
+    for asked, gold in ((prompt, value), (f"Find {a * b} / {b}, please.", a)):
+        made = wrong_answers(make_query(asked, str(gold)), Kind.MATH, str(gold), random.Random(0))
+        computed = [one.response for one in made if one.sort == "not_worked_out"]
+        assert len(computed) == 2 and computed[0] in asked
+        for response in computed:
+            assert final_answer(Sample(query=make_query(asked, str(gold)), response=response)).value == 0.0
+    for asked, wrong in ((prompt, value + 1), ("It was on 2024-11-26.", 7), ("3 cats, 4 dogs", 7), ("What is 1/0?", 1)):
+        made = wrong_answers(make_query(asked, str(wrong)), Kind.MATH, str(wrong), random.Random(0))
+        assert "not_worked_out" not in {one.sort for one in made}
+
+
 def test_attacks_cover_all_modes_and_hold_no_answer() -> None:
     assert {mode for mode, _ in attack_answers(make_query("How many?", "773"))} == set(range(1, 17))
     for reference in ("0", "1", "9", "#### 10"):

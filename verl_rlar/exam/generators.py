@@ -28,6 +28,7 @@ LONG = 60_000
 """Characters of a very long answer."""
 
 _INTEGER = re.compile(r"(?<![\w.])\d{1,12}(?![\w.])")
+_COMPUTATION = re.compile(r"(?<![\w.,/^=-])\d{1,9}(?:\s*[-+*/×·÷−]\s*\d{1,9})+(?![\w^/=]|[.,]\d)")
 _NUMBER = re.compile(r"-?\d{1,15}(?:\.\d{1,6})?")
 _WITH_UNIT = re.compile(r"(-?\d{1,12}(?:\.\d{1,6})?)\s*([a-z]{1,12})")
 
@@ -147,6 +148,24 @@ def framed(answer: str, rng: random.Random) -> str:
     if "\\" in answer:
         return FRAMES[1].format(answer)
     return rng.choice(FRAMES).format(answer)
+
+
+def _comes_to(computation: str, number: Fraction) -> bool:
+    """Whether whole numbers with + - * / between them come to a number."""
+    total = Fraction(0)
+    for sign, term in re.findall(r"([-+−]?)\s*(\d+(?:\s*[*/×·÷]\s*\d+)*)", computation):
+        value, operator = Fraction(1), "*"
+        for part in re.findall(r"\d+|[*/×·÷]", term):
+            if not part.isdigit():
+                operator = part
+            elif operator in "*×·":
+                value *= int(part)
+            elif int(part):
+                value /= int(part)
+            else:
+                return False
+        total += value if sign in ("", "+") else -value
+    return total == number
 
 
 # --- What must fail ---------------------------------------------------------------------------------------------------
@@ -270,6 +289,16 @@ def copy_of_prompt(query: Query, gold: str, rng: random.Random) -> Iterable[str]
         numbers = [found.replace(",", "") for found in re.findall(r"\d[\d,]*(?:\.\d+)?", query.prompt)]
         holds = any(number_of(found.rstrip(",")) == abs(number) for found in numbers)
     return [] if holds and len(answer) < 60 else [query.prompt]
+
+
+@_bad({Kind.MATH})
+def not_worked_out(query: Query, gold: str, rng: random.Random) -> Iterable[str]:
+    """The computation that the question asks for, as the answer: 19 + 31, asked for 19 + 31."""
+    number = number_of(stated(gold))
+    found = (
+        [] if number is None else [one[0] for one in _COMPUTATION.finditer(query.prompt) if _comes_to(one[0], number)]
+    )
+    return [text for one in found[:1] for text in (one, f"The answer is {one}.")]
 
 
 @_bad(ALL)
