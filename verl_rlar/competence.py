@@ -102,6 +102,8 @@ class Belief:
     """What it is made of, in words."""
     known: bool
     """Whether anything was measured."""
+    prompts: float = 0.0
+    """Prompts that it rests on, those of the kind as far as they count."""
     seconds: float | None = None
     dollars: float | None = None
 
@@ -208,6 +210,7 @@ def _belief(right: float, wrong: float, source: str, record: Record | None) -> B
         high=min(1.0, mean + half),
         source=source,
         known=record is not None,
+        prompts=right + wrong - sum(UNKNOWN) if record else 0.0,
         seconds=record.seconds if record else None,
         dollars=record.dollars if record else None,
     )

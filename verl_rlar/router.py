@@ -45,8 +45,11 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
 
-OPTIONS = 8
+OPTIONS = 20
 """Most tools that one question names."""
+FEW = 30.0
+"""Prompts of evidence below which a tool is too weak only if it was wrong on most of them: so few cannot show that it
+is good, either."""
 MEMO = 10_000
 """Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
 REJECTED = 3
@@ -233,7 +236,7 @@ def _field(
             rejected.append(f"{tool.name} is in rlar.routing.forbid")
         elif competence.refuses(tool.digest, kind):
             rejected.append(f"{tool.name} was not tried enough on {kind.value}")
-        elif belief.known and belief.low < config.least:
+        elif belief.known and belief.low < config.least and (belief.prompts >= FEW or belief.mean < config.least):
             rejected.append(f"{tool.name} is too weak: {belief.low:.3f} at least, {belief.source}")
             weak.append(_Candidate(tool, belief, place))
         else:
