@@ -191,6 +191,15 @@ def test_no_competent_tool_is_an_uncovered_route_that_says_why() -> None:
     assert names(route(OPEN, [weak, untried], known, least=0.4)) == ["weak"]
 
 
+def test_a_few_labelled_answers_take_no_tool_away_unless_it_was_wrong_on_most_of_them() -> None:
+    model = tool("model")
+    for right, prompts, taken in ((1, 1, True), (3, 4, True), (5, 8, True), (1, 4, False), (33, 60, False)):
+        known = Competence(records=(record(model, right / prompts, prompts),))
+        assert route(OPEN, [model], known).covered == taken, (right, prompts)
+    one = Competence(records=(record(RULE, 1.0, 1, kind=Kind.MATH),))
+    assert names(route(make_query(), [RULE], one)) == [RULE.name], "a trusted rule, after one labelled answer"
+
+
 def test_a_verifiable_query_goes_to_its_rule_however_good_a_reward_model_is() -> None:
     model = tool("model", kinds=Kind)
     known = Competence(records=(record(model, 1.0, 5000, Kind.MATH),))

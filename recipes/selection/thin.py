@@ -71,7 +71,7 @@ TASK = "advice on 18 scorers of RewardMATH"
 LABELS = (0, 2, 4, 8, 16, 32)
 REPEATS = 5
 BOOTSTRAPS = 2000
-LLM, OLD = "router, LLM", "router, old advice"
+LLM, OLD, POOR = "router, LLM", "router, old advice", "router, poor advice"
 ABOUT = {
     "ArmoRM": "Reward model RLHFlow/ArmoRM-Llama3-8B-v0.1: 8 B parameters; 19 objectives, weighed by a gate.",
     "Eurus-RM": "Reward model openbmb/Eurus-RM-7b: 7 B parameters; preferences on reasoning, chat and safety.",
@@ -179,6 +179,19 @@ async def asked(
     return advice.rulings, adviser.metrics()["rlar/advice/tokens"]
 
 
+def best_published(snapshot: Snapshot) -> ToolSpec:
+    return max(snapshot.tools, key=lambda tool: PUBLISHED[tool.target])
+
+
+def poor(draw: Draw, clusters: Sequence[str]) -> tuple[Ruling, ...]:
+    """The advice of somebody who goes by published figures and never changes his mind."""
+    tool = best_published(draw.snapshot).digest
+    return tuple(
+        Ruling(cluster=cluster, tool=tool, why="the best published figure", by="somebody", question="")
+        for cluster in dict.fromkeys(clusters)
+    )
+
+
 @dataclass
 class Result:
     """What came out."""
@@ -219,7 +232,7 @@ async def compare(
                 rulings, tokens = await asked(pool, draw, clusters, about, config)
         old.setdefault(draw.number, rulings)
         result.tokens[count] += tokens / len(pool.items) / repeats
-        advice = {"router": (), LLM: rulings, OLD: old[draw.number]}
+        advice = {"router": (), LLM: rulings, OLD: old[draw.number], POOR: poor(draw, ids)}
         by_way = {name: routes(pool, draw, ids, about, config, said) for name, said in advice.items()}
         judge(pool, draw, count, set(draw.labelled(max(labels))), by_way, result)
 
@@ -235,7 +248,7 @@ def judge(
     labelled = [pool.items[n] for n in draw.labelled(count)]
     names = [tool.target for tool in draw.snapshot.tools]
     single = max(names, key=lambda name: sum(official(item.scores[name], item.right) for item in labelled))
-    published = max(names, key=lambda name: PUBLISHED[name])
+    published = best_published(draw.snapshot).target
     for n, item in enumerate(pool.items):
         if n in kept:
             continue
@@ -264,7 +277,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 def report(result: Result, labels: Sequence[int], console: Console) -> dict[str, float]:
     """Prints the table; the figures by name and number of labels."""
-    names = ("random", "metadata only", "best single", "router", OLD, LLM, "oracle")
+    names = ("random", "metadata only", "best single", "router", POOR, OLD, LLM, "oracle")
     table = Table("labelled items", *map(str, labels), box=None)
     figures: dict[str, float] = {}
 
@@ -278,7 +291,7 @@ def report(result: Result, labels: Sequence[int], console: Console) -> dict[str,
         means = [float(np.nanmean(result.by_way[name, count])) for count in labels]
         figures |= {key(name, count): mean for count, mean in zip(labels, means, strict=True)}
         table.add_row(name, *(f"{mean:.3f}" for mean in means))
-    for name in (LLM, OLD):
+    for name in (LLM, OLD, POOR):
         shown = []
         for count in labels:
             gain = result.by_way[name, count] - result.by_way["router", count]
