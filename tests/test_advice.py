@@ -113,7 +113,7 @@ def test_advice_gives_way_where_the_clusters_own_evidence_speaks() -> None:
     assert names(routed([A, B], plain, ruling(B))) == ["a"]
 
 
-def test_advice_counts_as_some_prompts_so_that_evidence_outweighs_it_as_it_comes() -> None:
+def test_evidence_outweighs_advice_as_it_comes_though_the_question_is_still_open() -> None:
     def taken(prompts: int) -> str:
         shares = (record(A, 0.8, prompts, cluster=CLUSTER), record(B, 0.68, prompts, cluster=CLUSTER))
         known = Competence(records=shares)

@@ -175,7 +175,8 @@ def test_an_llms_advice_pays_where_no_item_is_labelled_and_poor_advice_fades_wit
     assert done.returncode == 0 and result["ok"], done.stderr[-2000:]
     assert figures["router_llm_0"] > figures["metadata_only_0"] + 0.1 and figures["router_llm_0_gain_low"] > 0
     assert figures["router_poor_advice_0"] == figures["metadata_only_0"], "nothing speaks against it yet"
-    assert figures["router_poor_advice_32_gain"] > -0.01 > figures["metadata_only_32"] - figures["router_32"]
+    lost = figures["metadata_only_32"] - figures["router_32"]
+    assert figures["router_poor_advice_32_gain"] > lost / 2 < 0, "evidence has its say by then"
     assert 5 < figures["tokens_per_item_32"] < figures["tokens_per_item_0"] < 20
 
 

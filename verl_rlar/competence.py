@@ -107,6 +107,11 @@ class Belief:
     seconds: float | None = None
     dollars: float | None = None
 
+    @property
+    def deviation(self) -> float:
+        """Its standard deviation."""
+        return (self.mean - self.low) / Z
+
 
 @dataclass(frozen=True, kw_only=True)
 class Competence:
@@ -153,9 +158,7 @@ class Competence:
         """Whether a tool's exam did not try it on a kind."""
         return (digest, kind) in self._refused
 
-    def believe(
-        self, tool: ToolSpec, kind: Kind, cluster: str = "", *, here: bool = False, more: float = 0.0
-    ) -> Belief:
+    def believe(self, tool: ToolSpec, kind: Kind, cluster: str = "", *, here: bool = False) -> Belief:
         """What to believe of a tool on a kind of query, in a cluster.
 
         Args:
@@ -170,9 +173,9 @@ class Competence:
         if whole is None and part is None:
             trusted = tool.kind == "rule"
             right, wrong = TRUSTED if trusted else UNKNOWN
-            return _belief(
-                right + more, wrong, "trusted, not examined" if trusted else "not examined on this kind", None
-            )
+            share = min(1.0, FROM_KIND / (right + wrong)) if here else 1.0
+            source = "trusted, not examined" if trusted else "not examined on this kind"
+            return _belief(share * right, share * wrong, source, None)
         right, wrong = UNKNOWN
         if whole is not None:
             share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
@@ -181,7 +184,7 @@ class Competence:
         if part is not None:
             right, wrong = right + part.right, wrong + part.prompts - part.right
             source = f"right on {part.right / part.prompts:.3f} of {part.prompts:g} prompts of its cluster"
-        return _belief(right + more, wrong, source, part or whole)
+        return _belief(right, wrong, source, part or whole)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON-like containers."""

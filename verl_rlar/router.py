@@ -14,8 +14,8 @@ nothing but what it is given: the query's features and cluster, the snapshot, wh
 4. Where reward models decide, and labelled answers have shown that several of them together rank better than the best
    one, they score together, by learned weights.
 5. Where evidence is thin (`open_question`: another tool may well be better in this cluster), the one that an LLM has
-   advised for the cluster is taken, unless evidence is before it with the advice counted as `ADVICE` prompts; and a
-   single prompt for which it has advised another tool goes there. Advice is what `Competence.rulings` holds, so nothing
+   advised for the cluster is taken, as long as evidence puts no other before it by more than `DOUBT`; and a single
+   prompt for which it has advised another tool goes there. Advice is what `Competence.rulings` holds, so nothing
    waits for it; it never puts a reward model in a verifier's place.
 
 `RouteCache` makes any router decide once per (snapshot, split, query), with all callers waiting for that decision.
@@ -34,6 +34,7 @@ unless a declared route says so. Tools without a card are trusted by what they a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -51,9 +52,10 @@ OPTIONS = 20
 FEW = 30.0
 """Prompts of evidence below which a tool is too weak only if it was wrong on most of them: so few cannot show that it
 is good, either."""
-ADVICE = 10.0
-"""Prompts for which an LLM's advice counts: as if the tool had been right on so many more in the cluster. So evidence
-outweighs it as it comes (`recipes/selection/thin.py`)."""
+DOUBT = 1.0
+"""Standard deviations by which evidence may put another tool before the one that an LLM has advised: with one of them,
+the advised one is still the better one once in six times. So evidence outweighs advice as it comes, see
+`recipes/selection/thin.py`."""
 MEMO = 10_000
 """Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
 REJECTED = 3
@@ -261,7 +263,7 @@ def _compare(
     if ruling is not None:
         rivals = _rivals(field, kind, config, cluster, competence)
         advised = next((one for one in rivals if one.tool.digest == ruling.tool), None)
-        if advised is not None and _outweighs(advised, rivals[0], kind, cluster, competence):
+        if advised is not None and _may_lead(advised, rivals[0], kind, cluster, competence):
             others = ", ".join(one.said for one in rivals if one is not advised)
             said = (
                 f"{advised.said} as {ruling.by} advised for this cluster ({ruling.why}), as evidence is thin: {others}"
@@ -418,10 +420,10 @@ def _rivals(
     return (best, *rivals[: OPTIONS - 1]) if rivals else ()
 
 
-def _outweighs(advised: _Candidate, best: _Candidate, kind: Kind, cluster: str, competence: Competence) -> bool:
-    """Whether a tool that was advised is before the first one by evidence, the advice counted as `ADVICE` prompts."""
-    backed = competence.believe(advised.tool, kind, cluster, here=True, more=ADVICE)
-    return backed.low >= competence.believe(best.tool, kind, cluster, here=True).low
+def _may_lead(advised: _Candidate, best: _Candidate, kind: Kind, cluster: str, competence: Competence) -> bool:
+    """Whether a tool that was advised may stand before the first one by evidence: if that is not far behind."""
+    mine, other = (competence.believe(one.tool, kind, cluster, here=True) for one in (advised, best))
+    return other.mean - mine.mean <= DOUBT * math.hypot(mine.deviation, other.deviation)
 
 
 def _unexamined(one: _Candidate) -> bool:

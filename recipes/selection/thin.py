@@ -13,18 +13,20 @@ the items that are never labelled:
 - *router*: `verl_rlar.router.decide` with the evidence of these labels;
 - *router, LLM*: the same with an LLM's advice, which was asked for with these labels;
 - *router, old advice*: the same with the advice that was asked for before there was a label: what a training goes by
-  whose evidence grows after it has asked.
+  whose evidence grows after it has asked;
+- *router, poor advice*: the same with the advice to take what has the best published figure: when does it fade?
 
 The LLM is asked as in a training: `verl_rlar.adviser` sees the prompts come by and asks in a process of its own, over a
 real socket, with the same prompt files; what comes back counts from the next step on. It is shown the tools' names,
 `ABOUT` each of them, how often each was right so far, and eight problems; no answer, and no score.
 
-The shipped recording (`CASSETTE`) was written by a large language model in a session, in the order of the labels'
-number, before any score had been looked at; it wrote `ABOUT`, too. It may know what was published of these models,
-RewardMATH itself included.
+The shipped recording (`CASSETTE`) was written by a large language model in a session, before it had looked at any
+score; it wrote `ABOUT`, too. It may know what was published of these models, RewardMATH itself included. Questions with
+fewer labels were answered first: those without a label are untouched by any figure, at the later ones it had seen what
+the earlier ones show. Its tokens are counted by length, four characters each.
 
 `REPEATS` times the labelled items and the library's order are drawn anew. Intervals: 95 %, bootstrap over repeats and
-items, differences paired. Tokens are the endpoint's count, shared among all items. A tool that was chosen for a
+items, differences paired. Tokens are what the endpoint says, shared among all items. A tool that was chosen for a
 cluster judges alone: there are too few labels for mixtures. Where no tool is competent an item counts as if all answers
 had the same score.
 The exit code is 0 only if for no number of labels the advice makes the router worse beyond doubt.
@@ -202,7 +204,8 @@ class Result:
     tokens: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Per item and number of labels."""
     advised: dict[tuple[str, int], float] = field(default_factory=lambda: defaultdict(float))
-    """By way and number of labels, the items that advice decided, of all repeats."""
+    """By way and number of labels, the items whose route names advice as its reason, of all
+    repeats."""
 
 
 async def compare(
@@ -301,7 +304,7 @@ def report(result: Result, labels: Sequence[int], console: Console) -> dict[str,
             figures[f"{key(name, count)}_gain_high"] = high
             shown.append(f"{mean:+.3f} ({low:+.3f} to {high:+.3f})")
         table.add_row(f"{name}: over router", *shown)
-        table.add_row(f"{name}: items that advice decides", *(f"{share(name, count):.0%}" for count in labels))
+        table.add_row(f"{name}: items that follow it", *(f"{share(name, count):.0%}" for count in labels))
     table.add_row("tokens per item", *(f"{result.tokens[count]:.1f}" for count in labels))
     figures |= {f"tokens_per_item_{count}": result.tokens[count] for count in labels}
     console.print(f"{result.repeats} repeats; official rule, on items that are never labelled", highlight=False)
