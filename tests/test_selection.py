@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_server import LlmServer, says
 
 from verl_rlar.errors import DataError
 
@@ -172,7 +173,7 @@ def test_an_llms_advice_pays_where_no_item_is_labelled_and_poor_advice_fades_wit
     pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
     result, done = run("--labels", "0,32", "--repeats", "2", script="thin.py")
     figures = result["figures"]
-    assert done.returncode == 0 and result["ok"], done.stderr[-2000:]
+    assert done.returncode == 0 and result["ok"] and not figures["unanswered"], done.stderr[-2000:]
     assert figures["router_llm_0"] > figures["metadata_only_0"] + 0.1 and figures["router_llm_0_gain_low"] > 0
     assert figures["router_poor_advice_0"] == figures["metadata_only_0"], "nothing speaks against it yet"
     lost = figures["metadata_only_32"] - figures["router_32"]
@@ -184,3 +185,12 @@ def test_a_question_that_was_not_recorded_is_an_error_that_says_so() -> None:
     pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
     _, done = run("--labels", "0,1", script="thin.py")
     assert done.returncode == 2 and "is not in" in done.stderr and "advise_rewardmath" in done.stderr
+
+
+def test_an_llm_that_does_not_answer_leaves_the_router_as_it_is_and_is_counted() -> None:
+    pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
+    with LlmServer([says(500)]) as llm:
+        result, done = run("--labels", "0", "--url", llm.url, "--model", "x", script="thin.py")
+    figures = result["figures"]
+    assert done.returncode == 0 and figures["unanswered"] == 1 and len(llm.requests) == 1, done.stderr[-2000:]
+    assert figures["router_llm_0"] == figures["router_0"] and figures["tokens_per_item_0"] > 0, "what was asked is paid"

@@ -168,8 +168,8 @@ def routes(
 
 async def asked(
     pool: Pool, draw: Draw, clusters: Clusters, about: Competence, config: RlarConfig
-) -> tuple[tuple[Ruling, ...], float]:
-    """What the LLM advises in a training whose first step visits every item; and the tokens that it takes."""
+) -> tuple[tuple[Ruling, ...], dict[str, float]]:
+    """What the LLM advises in a training whose first step visits every item; and the adviser's numbers."""
     advice = Advice()
     adviser = Adviser(config, clusters, advice, lambda snapshot: replace(about, rulings=advice.of(snapshot.advice)))
     ids = [clusters.of(query_of(item)) for item in pool.items]
@@ -178,7 +178,7 @@ async def asked(
     adviser.begin_step(1, draw.snapshot, may_change=True)
     await adviser.idle()
     adviser.begin_step(2, draw.snapshot, may_change=True)
-    return advice.rulings, adviser.metrics()["rlar/advice/tokens"]
+    return advice.rulings, adviser.metrics()
 
 
 def best_published(snapshot: Snapshot) -> ToolSpec:
@@ -203,6 +203,8 @@ class Result:
     """By way and number of labels: per repeat and item, the official rule's result; NaN: it may be labelled."""
     tokens: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     """Per item and number of labels."""
+    faults: int = 0
+    """Questions that the LLM did not answer."""
     advised: dict[tuple[str, int], float] = field(default_factory=lambda: defaultdict(float))
     """By way and number of labels, the items whose route names advice as its reason, of all
     repeats."""
@@ -232,9 +234,10 @@ async def compare(
         async with gate:
             with tempfile.TemporaryDirectory() as folder:
                 config = parse({"run_dir": folder, "agents": {"retries": 0, **ask}, "advice": {"odd": 0}})
-                rulings, tokens = await asked(pool, draw, clusters, about, config)
+                rulings, numbers = await asked(pool, draw, clusters, about, config)
         old.setdefault(draw.number, rulings)
-        result.tokens[count] += tokens / len(pool.items) / repeats
+        result.tokens[count] += numbers["rlar/advice/tokens"] / len(pool.items) / repeats
+        result.faults += int(numbers["rlar/advice/faults"])
         advice = {"router": (), LLM: rulings, OLD: old[draw.number], POOR: poor(draw, ids)}
         by_way = {name: routes(pool, draw, ids, about, config, said) for name, said in advice.items()}
         judge(pool, draw, count, set(draw.labelled(max(labels))), by_way, result)
@@ -309,6 +312,9 @@ def report(result: Result, labels: Sequence[int], console: Console) -> dict[str,
     figures |= {f"tokens_per_item_{count}": result.tokens[count] for count in labels}
     console.print(f"{result.repeats} repeats; official rule, on items that are never labelled", highlight=False)
     console.print(table)
+    figures["unanswered"] = result.faults
+    if result.faults:
+        console.print(f"Questions that the LLM did not answer: {result.faults}", highlight=False)
     return figures
 
 
