@@ -182,6 +182,19 @@ def test_each_cluster_goes_to_the_tool_that_is_best_there() -> None:
     assert [names(route(OPEN, [a, b], known, cluster)) for cluster in ("open#1", "open#2")] == [["b"], ["a"]]
 
 
+def test_what_was_seen_in_a_cluster_comes_before_what_a_tool_did_elsewhere() -> None:
+    """Two verifiers of one kind, each perfect in its own exam; only one of them was tried in this cluster."""
+    query = make_query("Say 3 km in words.", "three kilometres")
+    dates, units = (tool(name, "verifier", (Kind.SHORT_TEXT,), needs_reference=True) for name in ("dates", "units"))
+    exams = [record(spec, 1.0, 120, kind=Kind.SHORT_TEXT) for spec in (dates, units)]
+    seen = record(units, 1.0, 40, kind=Kind.SHORT_TEXT, cluster="short_text#2")
+    live = [*BUILTIN.tools, dates, units]
+    made = [
+        names(route(query, live, Competence(records=(*exams, *records)), "short_text#2")) for records in ((), (seen,))
+    ]
+    assert made == [["dates"], ["units"]]
+
+
 def test_no_competent_tool_is_an_uncovered_route_that_says_why() -> None:
     weak, untried = tool("weak"), tool("untried")
     known = Competence(records=(record(weak, 0.5),), refused=((untried.digest, Kind.OPEN),))

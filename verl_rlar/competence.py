@@ -145,6 +145,14 @@ class Competence:
     def _blends(self) -> dict[tuple[Kind, str], Blend]:
         return {(blend.kind, blend.cluster): blend for blend in self.blends}
 
+    @cached_property
+    def _informed(self) -> frozenset[tuple[Kind, str]]:
+        return frozenset((record.kind, record.cluster) for record in self.records if record.cluster)
+
+    def informed(self, kind: Kind, cluster: str) -> bool:
+        """Whether anything was measured in a cluster itself."""
+        return (kind, cluster) in self._informed
+
     def blend(self, kind: Kind, cluster: str) -> Blend | None:
         """The mixture for a cluster, else the one for its kind."""
         return self._blends.get((kind, cluster)) or self._blends.get((kind, ""))

@@ -232,12 +232,15 @@ def _field(
     candidates: list[_Candidate] = []
     weak: list[_Candidate] = []
     rejected: list[str] = []
+    here = competence.informed(
+        kind, cluster
+    )  # else what is known of a tool elsewhere would outweigh what was seen here
     for place, tool in enumerate(snapshot.tools):
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
         if tool.name == config.prefer.get(kind):
             return _Field(tool)
-        belief = competence.believe(tool, kind, cluster)
+        belief = competence.believe(tool, kind, cluster, here=here)
         if tool.name in config.forbid:
             rejected.append(f"{tool.name} is in rlar.routing.forbid")
         elif competence.refuses(tool.digest, kind):
