@@ -113,6 +113,17 @@ def test_advice_gives_way_where_the_clusters_own_evidence_speaks() -> None:
     assert names(routed([A, B], plain, ruling(B))) == ["a"]
 
 
+def test_evidence_outweighs_advice_as_it_comes_though_the_question_is_still_open() -> None:
+    def taken(prompts: int) -> str:
+        shares = (record(A, 0.8, prompts, cluster=CLUSTER), record(B, 0.68, prompts, cluster=CLUSTER))
+        known = Competence(records=shares)
+        found = open_question(OPEN, SNAPSHOT, parse({}).routing, CLUSTER, known)
+        assert found is not None and len(found.rivals) == 2, "the question is still open"
+        return names(routed([A, B], known, ruling(B)))[0]
+
+    assert [taken(prompts) for prompts in (2, 8, 16, 40, 60)] == ["b", "b", "b", "a", "a"]
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -182,6 +182,19 @@ def test_each_cluster_goes_to_the_tool_that_is_best_there() -> None:
     assert [names(route(OPEN, [a, b], known, cluster)) for cluster in ("open#1", "open#2")] == [["b"], ["a"]]
 
 
+def test_what_was_seen_in_a_cluster_comes_before_what_a_tool_did_elsewhere() -> None:
+    """Two verifiers of one kind, each perfect in its own exam; only one of them was tried in this cluster."""
+    query = make_query("Say 3 km in words.", "three kilometres")
+    dates, units = (tool(name, "verifier", (Kind.SHORT_TEXT,), needs_reference=True) for name in ("dates", "units"))
+    exams = [record(spec, 1.0, 120, kind=Kind.SHORT_TEXT) for spec in (dates, units)]
+    seen = record(units, 1.0, 40, kind=Kind.SHORT_TEXT, cluster="short_text#2")
+    live = [*BUILTIN.tools, dates, units]
+    made = [
+        names(route(query, live, Competence(records=(*exams, *records)), "short_text#2")) for records in ((), (seen,))
+    ]
+    assert made == [["dates"], ["units"]]
+
+
 def test_no_competent_tool_is_an_uncovered_route_that_says_why() -> None:
     weak, untried = tool("weak"), tool("untried")
     known = Competence(records=(record(weak, 0.5),), refused=((untried.digest, Kind.OPEN),))
@@ -189,6 +202,15 @@ def test_no_competent_tool_is_an_uncovered_route_that_says_why() -> None:
     assert not made.covered and not made.parts
     assert "weak is too weak: 0.44" in made.reason and "untried was not tried enough on open" in made.reason
     assert names(route(OPEN, [weak, untried], known, least=0.4)) == ["weak"]
+
+
+def test_a_few_labelled_answers_take_no_tool_away_unless_it_was_wrong_on_most_of_them() -> None:
+    model = tool("model")
+    for right, prompts, taken in ((1, 1, True), (3, 4, True), (5, 8, True), (1, 4, False), (33, 60, False)):
+        known = Competence(records=(record(model, right / prompts, prompts),))
+        assert route(OPEN, [model], known).covered == taken, (right, prompts)
+    one = Competence(records=(record(RULE, 1.0, 1, kind=Kind.MATH),))
+    assert names(route(make_query(), [RULE], one)) == [RULE.name], "a trusted rule, after one labelled answer"
 
 
 def test_a_verifiable_query_goes_to_its_rule_however_good_a_reward_model_is() -> None:

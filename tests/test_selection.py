@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llm_server import LlmServer, says
 
 from verl_rlar.errors import DataError
 
@@ -85,15 +86,14 @@ def write_rewardbench2(folder: Path, tools: dict[str, float], count: int = 60) -
     return prompts
 
 
-def run(*arguments: str) -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
+def run(*arguments: str, script: str = "run.py") -> tuple[dict[str, Any], subprocess.CompletedProcess[str]]:
     done = subprocess.run(
-        [sys.executable, str(SELECTION / "run.py"), "--json", "--repeats", "1", *arguments],
+        [sys.executable, str(SELECTION / script), "--json", "--repeats", "1", *arguments],
         capture_output=True,
         text=True,
         timeout=600,
     )
-    assert done.stdout, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1]), done
+    return json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}, done
 
 
 def test_files_of_rewardbench_2_are_read_counted_and_written_in_the_leaderboards_form(tmp_path: Path) -> None:
@@ -163,3 +163,34 @@ def test_on_real_scores_the_router_is_ten_points_above_the_best_single_tool() ->
     assert (
         figures["shuffled"] < figures["random"] + 0.02 < figures["best_single"] < figures["router"] < figures["oracle"]
     )
+
+
+# --- Few labels -------------------------------------------------------------------------------------------------------
+
+
+def test_an_llms_advice_pays_where_no_item_is_labelled_and_poor_advice_fades_with_the_labels() -> None:
+    """Its answers are a recording; the questions are asked by the adviser of a training, over a socket."""
+    pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
+    result, done = run("--labels", "0,32", "--repeats", "2", script="thin.py")
+    figures = result["figures"]
+    assert done.returncode == 0 and result["ok"] and not figures["unanswered"], done.stderr[-2000:]
+    assert figures["router_llm_0"] > figures["metadata_only_0"] + 0.1 and figures["router_llm_0_gain_low"] > 0
+    assert figures["router_poor_advice_0"] == figures["metadata_only_0"], "nothing speaks against it yet"
+    lost = figures["metadata_only_32"] - figures["router_32"]
+    assert figures["router_poor_advice_32_gain"] > lost / 2 < 0, "evidence has its say by then"
+    assert 5 < figures["tokens_per_item_32"] < figures["tokens_per_item_0"] < 20
+
+
+def test_a_question_that_was_not_recorded_is_an_error_that_says_so() -> None:
+    pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
+    _, done = run("--labels", "0,1", script="thin.py")
+    assert done.returncode == 2 and "is not in" in done.stderr and "advise_rewardmath" in done.stderr
+
+
+def test_an_llm_that_does_not_answer_leaves_the_router_as_it_is_and_is_counted() -> None:
+    pytest.importorskip("smolagents", reason="the extra `agents` is not installed")
+    with LlmServer([says(500)]) as llm:
+        result, done = run("--labels", "0", "--url", llm.url, "--model", "x", script="thin.py")
+    figures = result["figures"]
+    assert done.returncode == 0 and figures["unanswered"] == 1 and len(llm.requests) == 1, done.stderr[-2000:]
+    assert figures["router_llm_0"] == figures["router_0"] and figures["tokens_per_item_0"] > 0, "what was asked is paid"

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real run: stock `verl.trainer.main_ppo`, a tiny policy with tied embeddings, mixed tasks, three steps of GRPO."""
+"""A real run: stock `verl.trainer.main_ppo`, a tiny policy with tied embeddings, mixed tasks, four steps of GRPO. A
+scripted LLM behind a real socket is asked about a cluster whose evidence is thin."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 from conftest import make_sandbox_config, none_left
+from llm_server import LlmServer, Reply, of_request, text
 from test_library import make_spec, sha
 
 from verl_rlar.ledger import read
@@ -21,43 +23,80 @@ from verl_rlar.library import Library
 from verl_rlar.types import Kind, Scope
 
 pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+pytest.importorskip("smolagents", reason="smolagents is not installed (extra `agents`)")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 DATA = Path(__file__).parent.parent / "recipes" / "data"
-STEPS, PROMPTS, RESPONSES, VAL_ROWS = 3, 4, 4, 5
+STEPS, PROMPTS, RESPONSES, VAL_ROWS = 4, 4, 4, 5
+PATIENT = """
+import time
+from pathlib import Path
+
+from verl_rlar.tools.rule import rule
+from verl_rlar.types import Kind
 
 
-def rows() -> list[dict[str, Any]]:
-    """Two tasks and a row that no tool fits, in verl's columns."""
+@rule(name="patient_match", kinds={Kind.SHORT_TEXT}, timeout_s=120, description="Whether it is the same text.")
+def patient_match(sample):
+    from verl_rlar.tools.rules.text import exact_match
+
+    agents = Path(__file__).parent / "checkpoints" / "rlar" / "agents"
+    end = time.monotonic() + 90
+    while sample.step == 2 and time.monotonic() < end:
+        if any('"event": "end"' in file.read_text() for file in agents.glob("advice-*.jsonl")):
+            break
+        time.sleep(0.05)
+    return exact_match(sample)
+"""
+"""A rule that waits for the LLM, at the step at which it is asked, so that its answer comes in time."""
+
+
+def rows() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """For training, three tasks in every batch; for validation, one of them and a row that no tool fits. In verl's
+    columns."""
     with gzip.open(DATA / "gsm8k_test.jsonl.gz", "rt") as file:
-        math = [json.loads(next(file)) for _ in range(2 * PROMPTS)]
-    made = [
-        {
-            "data_source": "gsm8k",
-            "prompt": [{"role": "user", "content": row["question"][:120]}],
-            "reward_model": {"style": "rule", "ground_truth": row["answer"]},
-            "extra_info": {"index": index, "instruction_id_list": [], "kwargs": ""},
+        math = [json.loads(next(file)) for _ in range(STEPS)]
+
+    def row(source: str, index: int, prompt: str, truth: str, *demands: str) -> dict[str, Any]:
+        return {
+            "data_source": source,
+            "prompt": [{"role": "user", "content": prompt}],
+            "reward_model": {"style": "rule" if source != "chat" else "none", "ground_truth": truth},
+            "extra_info": {
+                "index": index,
+                "instruction_id_list": list(demands),
+                "kwargs": json.dumps([{} for _ in demands]) if demands else "",
+            },
         }
-        for index, row in enumerate(math)
-    ]
-    made += [
-        {
-            "data_source": "ifeval",
-            "prompt": [{"role": "user", "content": f"Write about number {index} without commas."}],
-            "reward_model": {"style": "rule", "ground_truth": ""},
-            "extra_info": {"index": index, "instruction_id_list": ["punctuation:no_comma"], "kwargs": "[{}]"},
-        }
-        for index in range(2 * PROMPTS)
-    ]
-    made.append(
-        {
-            "data_source": "chat",
-            "prompt": [{"role": "user", "content": "How are you?"}],
-            "reward_model": {"style": "none", "ground_truth": ""},
-            "extra_info": {"index": 0, "instruction_id_list": [], "kwargs": ""},
-        }
-    )
-    return made
+
+    def demand(index: int) -> dict[str, Any]:
+        return row("ifeval", index, f"Write about number {index} without commas.", "", "punctuation:no_comma")
+
+    train = []
+    for step, question in enumerate(math):
+        train += [row("gsm8k", step, question["question"][:120], question["answer"]), demand(step)]
+        for index in (2 * step, 2 * step + 1):
+            train.append(row("facts", index, f"Who wrote the book with the number {index} on its back?", "Goethe"))
+    return train, [*map(demand, range(STEPS, 2 * STEPS)), row("chat", 0, "How are you?", "")]
+
+
+def advice(asked: dict[str, Any]) -> Reply:
+    """What the LLM says: of the cluster that is open between two tools, the second one by evidence."""
+    is_open = "`exact_match`" in json.dumps(asked)
+    said = {"name": "authors of books" if is_open else "other things", "why": "It is the plain one."}
+    return text(json.dumps(said | {"tool": "exact_match" if is_open else None, "elsewhere": []}))
+
+
+def write_labelled(path: Path) -> None:
+    """Twelve labelled answers, on which two rules are nearly alike, and a third one knows nothing."""
+
+    def line(patient: float, exact: float) -> str:
+        good = {"patient_match": patient, "exact_match": exact, "token_f1": 0.5}
+        bad = {"patient_match": 0.0, "exact_match": 0.0, "token_f1": 0.5}
+        answers = [{"right": True, "values": good}, {"right": False, "values": bad}]
+        return json.dumps({"kind": "short_text", "answers": answers}) + "\n"
+
+    path.write_text(line(1.0, 1.0) * 11 + line(1.0, 0.0))
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +109,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("run")
     build_tiny(folder / "model")
-    made = rows()
-    pq.write_table(pa.Table.from_pylist(made[::2]), folder / "train.parquet")
-    pq.write_table(pa.Table.from_pylist(made[-VAL_ROWS:]), folder / "val.parquet")
-    run(folder, f"trainer.total_training_steps={STEPS}")
+    train, val = rows()
+    pq.write_table(pa.Table.from_pylist(train), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(val), folder / "val.parquet")
+    write_labelled(folder / "labelled.jsonl")
+    (folder / "patient.py").write_text(PATIENT)
+    settings = ["data.shuffle=False", "rlar.tools=[patient:patient_match]", "rlar.advice.prompts=2"]
+    settings += [f"rlar.routing.labelled={folder}/labelled.jsonl", "rlar.agents.model=some-llm"]
+    with LlmServer([of_request(advice)]) as llm:
+        run(folder, f"trainer.total_training_steps={STEPS}", f"rlar.agents.url={llm.url}", *settings)
     return folder
 
 
@@ -112,6 +156,7 @@ def run(folder: Path, *overrides: str, fails: bool = False) -> str:
         "RAY_ADDRESS": "local",  # a cluster that was killed leaves its address behind
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),  # rules of its own
     }
     done = subprocess.run(
         command(folder, *overrides),
@@ -155,11 +200,13 @@ def test_a_report_of_the_run_can_be_made(folder: Path, tmp_path: Path) -> None:
     assert figures["curves"]["train"]["steps"] == [[step, step] for step in range(1, STEPS + 1)]
     assert {(flow["source"], flow["kind"], flow["route"]) for flow in figures["flow"]} == {
         ("chat", "open", "-"),
+        ("facts", "short_text", "exact_match"),
+        ("facts", "short_text", "patient_match"),
         ("gsm8k", "math", "final_answer"),
         ("ifeval", "constraints", "instruction_constraints"),
     }
     used = {tool["name"]: tool["state"] for tool in figures["tools"] if tool["use"]}
-    assert used == {"final_answer": "live", "instruction_constraints": "live"}
+    assert used == dict.fromkeys(("exact_match", "final_answer", "instruction_constraints", "patient_match"), "live")
     assert "Write about number" in (tmp_path / "run.html").read_text()
 
 
@@ -173,12 +220,35 @@ def test_every_group_is_whole_and_has_one_route_and_one_ruler(folder: Path) -> N
 
 
 def test_every_response_is_scored_by_the_tool_that_fits_its_query(folder: Path) -> None:
-    tools = query(folder, "SELECT DISTINCT data_source, route, outcome FROM scores ORDER BY data_source")
+    tools = query(folder, "SELECT DISTINCT data_source, route, outcome FROM scores ORDER BY 1, 2")
     assert tools == [
         ("chat", "-", "abstained"),
+        ("facts", "exact_match", "scored"),
+        ("facts", "patient_match", "scored"),
         ("gsm8k", "final_answer", "scored"),
         ("ifeval", "instruction_constraints", "scored"),
     ]
+
+
+def test_an_llms_advice_changes_the_routes_of_a_cluster_at_a_boundary_and_the_ledger_says_so(folder: Path) -> None:
+    by_step = query(
+        folder,
+        "SELECT scores.step, scores.route, COUNT(*), MIN(routes.reason), MAX(routes.reason) FROM scores "
+        "JOIN routes ON routes.snapshot = scores.snapshot AND routes.query = scores.query "
+        "WHERE data_source = 'facts' GROUP BY 1, 2 ORDER BY 1",
+    )
+    rulings = map(json.loads, (folder / "checkpoints" / "rlar" / "library" / "advice.jsonl").read_text().splitlines())
+    (since,) = [ruling["step"] for ruling in rulings if ruling["tool"]]
+    assert since in (3, 4), "asked before step 2, and heard while that went on"
+    advised = ["exact_match" if step >= since else "patient_match" for step in range(1, STEPS + 1)]
+    assert [(step, route, count) for step, route, count, *_ in by_step] == [
+        (step, route, 2 * RESPONSES) for step, route in enumerate(advised, start=1)
+    ]
+    for step, _, _, *reasons in by_step:
+        said = "as some-llm advised for this cluster (It is the plain one.), as evidence is thin: patient_match 0."
+        assert all((said in reason) == (step >= since) for reason in reasons), reasons
+    log = (folder / "train.log").read_text()
+    assert re.search(rf"step:{STEPS} - .*rlar/advice/rulings:(?:np\.float\d+\()?1\.0", log)
 
 
 def test_verl_got_the_value_for_scored_and_a_flagged_neutral_number_for_unscored_responses(folder: Path) -> None:

@@ -102,8 +102,15 @@ class Belief:
     """What it is made of, in words."""
     known: bool
     """Whether anything was measured."""
+    prompts: float = 0.0
+    """Prompts that it rests on, those of the kind as far as they count."""
     seconds: float | None = None
     dollars: float | None = None
+
+    @property
+    def deviation(self) -> float:
+        """Its standard deviation."""
+        return (self.mean - self.low) / Z
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +145,14 @@ class Competence:
     def _blends(self) -> dict[tuple[Kind, str], Blend]:
         return {(blend.kind, blend.cluster): blend for blend in self.blends}
 
+    @cached_property
+    def _informed(self) -> frozenset[tuple[Kind, str]]:
+        return frozenset((record.kind, record.cluster) for record in self.records if record.cluster)
+
+    def informed(self, kind: Kind, cluster: str) -> bool:
+        """Whether anything was measured in a cluster itself."""
+        return (kind, cluster) in self._informed
+
     def blend(self, kind: Kind, cluster: str) -> Blend | None:
         """The mixture for a cluster, else the one for its kind."""
         return self._blends.get((kind, cluster)) or self._blends.get((kind, ""))
@@ -166,7 +181,9 @@ class Competence:
         if whole is None and part is None:
             trusted = tool.kind == "rule"
             right, wrong = TRUSTED if trusted else UNKNOWN
-            return _belief(right, wrong, "trusted, not examined" if trusted else "not examined on this kind", None)
+            share = min(1.0, FROM_KIND / (right + wrong)) if here else 1.0
+            source = "trusted, not examined" if trusted else "not examined on this kind"
+            return _belief(share * right, share * wrong, source, None)
         right, wrong = UNKNOWN
         if whole is not None:
             share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
@@ -208,6 +225,7 @@ def _belief(right: float, wrong: float, source: str, record: Record | None) -> B
         high=min(1.0, mean + half),
         source=source,
         known=record is not None,
+        prompts=right + wrong - sum(UNKNOWN) if record else 0.0,
         seconds=record.seconds if record else None,
         dollars=record.dollars if record else None,
     )

@@ -106,7 +106,8 @@ class RoutingConfig(Section):
     """Tools that are never taken, but by a route of your own."""
     least: float = Field(default=0.5, ge=0, le=1)
     """What an examined tool must reach at the lower end of what its evidence says: the share of queries on which it
-    puts a right answer above a wrong one; 0.5 is chance. With less, it counts as if it were not there."""
+    puts a right answer above a wrong one; 0.5 is chance. With less, it counts as if it were not there; of less than 30
+    queries of evidence, only if it was wrong on most of them."""
     alike: float = Field(default=0.005, ge=0, le=1)
     """Tools whose lower ends differ by no more than this are alike; then the cheaper one is taken, then the faster."""
     beside: float = Field(default=0.0, ge=0)

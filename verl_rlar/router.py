@@ -14,8 +14,9 @@ nothing but what it is given: the query's features and cluster, the snapshot, wh
 4. Where reward models decide, and labelled answers have shown that several of them together rank better than the best
    one, they score together, by learned weights.
 5. Where evidence is thin (`open_question`: another tool may well be better in this cluster), the one that an LLM has
-   advised for the cluster is taken; and a single prompt for which it has advised another tool goes there. Advice is
-   what `Competence.rulings` holds, so nothing waits for it; it never puts a reward model in a verifier's place.
+   advised for the cluster is taken, as long as evidence puts no other before it by more than `DOUBT`; and a single
+   prompt for which it has advised another tool goes there. Advice is what `Competence.rulings` holds, so nothing
+   waits for it; it never puts a reward model in a verifier's place.
 
 `RouteCache` makes any router decide once per (snapshot, split, query), with all callers waiting for that decision.
 
@@ -33,6 +34,7 @@ unless a declared route says so. Tools without a card are trusted by what they a
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -45,8 +47,15 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
 
-OPTIONS = 8
+OPTIONS = 20
 """Most tools that one question names."""
+FEW = 30.0
+"""Prompts of evidence below which a tool is too weak only if it was wrong on most of them: so few cannot show that it
+is good, either."""
+DOUBT = 1.0
+"""Standard deviations by which evidence may put another tool before the one that an LLM has advised: with one of them,
+the advised one is still the better one once in six times. So evidence outweighs advice as it comes, see
+`recipes/selection/thin.py`."""
 MEMO = 10_000
 """Choices that are kept, by snapshot, kind and cluster; then they are made anew."""
 REJECTED = 3
@@ -223,17 +232,20 @@ def _field(
     candidates: list[_Candidate] = []
     weak: list[_Candidate] = []
     rejected: list[str] = []
+    here = competence.informed(
+        kind, cluster
+    )  # else what is known of a tool elsewhere would outweigh what was seen here
     for place, tool in enumerate(snapshot.tools):
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
         if tool.name == config.prefer.get(kind):
             return _Field(tool)
-        belief = competence.believe(tool, kind, cluster)
+        belief = competence.believe(tool, kind, cluster, here=here)
         if tool.name in config.forbid:
             rejected.append(f"{tool.name} is in rlar.routing.forbid")
         elif competence.refuses(tool.digest, kind):
             rejected.append(f"{tool.name} was not tried enough on {kind.value}")
-        elif belief.known and belief.low < config.least:
+        elif belief.known and belief.low < config.least and (belief.prompts >= FEW or belief.mean < config.least):
             rejected.append(f"{tool.name} is too weak: {belief.low:.3f} at least, {belief.source}")
             weak.append(_Candidate(tool, belief, place))
         else:
@@ -254,7 +266,7 @@ def _compare(
     if ruling is not None:
         rivals = _rivals(field, kind, config, cluster, competence)
         advised = next((one for one in rivals if one.tool.digest == ruling.tool), None)
-        if advised is not None:
+        if advised is not None and _may_lead(advised, rivals[0], kind, cluster, competence):
             others = ", ".join(one.said for one in rivals if one is not advised)
             said = (
                 f"{advised.said} as {ruling.by} advised for this cluster ({ruling.why}), as evidence is thin: {others}"
@@ -409,6 +421,12 @@ def _rivals(
     rivals = [one for one in group if one is not best and here(one).high >= low and not (order and _unexamined(one))]
     rivals.sort(key=lambda one: (-one.belief.low, one.place))
     return (best, *rivals[: OPTIONS - 1]) if rivals else ()
+
+
+def _may_lead(advised: _Candidate, best: _Candidate, kind: Kind, cluster: str, competence: Competence) -> bool:
+    """Whether a tool that was advised may stand before the first one by evidence: if that is not far behind."""
+    mine, other = (competence.believe(one.tool, kind, cluster, here=True) for one in (advised, best))
+    return other.mean - mine.mean <= DOUBT * math.hypot(mine.deviation, other.deviation)
 
 
 def _unexamined(one: _Candidate) -> bool:

@@ -20,7 +20,7 @@ folds; an item counts with its mean). On the nine tenths it may choose tools, le
 An item counts by RewardBench 2's rule (right answer first; among several first ones its share), and by the paper's
 (softmax above 0.5). Intervals: 95 %, bootstrap over items, differences paired. No LLM is asked: 0 tokens per item. A
 training would ask one only where labelled answers leave open which tool is better; *left to an LLM* is the share of
-items of which that is so. Where it is 0, the router with an LLM is the router.
+items of which that is so. Where it is 0, the router with an LLM is the router; `thin.py` asks one where labels are few.
 The exit code is 0 only if the router is above the best single tool by `GOAL`, with an interval that excludes 0.
 """
 

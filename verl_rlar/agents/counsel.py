@@ -86,12 +86,14 @@ def work(order: Mapping[str, Any], emit: Emit) -> None:
 
 
 def _quoted(question: Mapping[str, Any], quoter: Quoter) -> dict[str, Any]:
-    prompts = []
+    prompts, all_of_them = [], [tool["name"] for tool in question["tools"]]
     for place, prompt in enumerate(question["prompts"], start=1):
         text = prompt["text"]
         if len(text) > PROMPT_CHARS:  # what is asked stands at the beginning or at the end
             text = f"{text[: PROMPT_CHARS // 2]} [...] {text[-PROMPT_CHARS // 2 :]}"
-        prompts.append({"text": quoter.quote(text, f"prompt {place}"), "tools": ", ".join(prompt["tools"])})
+        same = len(all_of_them) > 2 and sorted(prompt["tools"]) == sorted(all_of_them)
+        may = "any of these tools" if same else ", ".join(prompt["tools"])
+        prompts.append({"text": quoter.quote(text, f"prompt {place}"), "tools": may})
     tools = [{**tool, "about": quoter.quote(tool["about"], "what it says of itself")} for tool in question["tools"]]
     return {"kind": question["kind"], "state": _state(question), "tools": tools, "prompts": prompts}
 
