@@ -232,9 +232,7 @@ def _field(
     candidates: list[_Candidate] = []
     weak: list[_Candidate] = []
     rejected: list[str] = []
-    here = competence.informed(
-        kind, cluster
-    )  # else what is known of a tool elsewhere would outweigh what was seen here
+    here = competence.informed(kind, cluster)  # what is known of a tool elsewhere must not outweigh what was seen here
     for place, tool in enumerate(snapshot.tools):
         if tool.gate or kind not in tool.scope.kinds or not tool.fits(query):
             continue
