@@ -23,8 +23,8 @@ real socket, with the same prompt files; what comes back counts from the next st
 The shipped recording (`CASSETTE`) was written by a large language model in a session, before it had looked at any
 score; it wrote `ABOUT`, too. It may know what was published of these models, RewardMATH itself included. Questions with
 fewer labels were answered first: those without a label are untouched by any figure, at the later ones it had seen what
-the earlier ones show. From two labels on it drew the figures that it was shown towards what it had expected of each tool
-before it saw any. Its tokens are counted by length, four characters each.
+the earlier ones show. From two labels on it drew the figures that it was shown towards what it had expected of each
+tool before it saw any. Its tokens are counted by length, four characters each.
 
 `REPEATS` times the labelled items and the library's order are drawn anew. Intervals: 95 %, bootstrap over repeats and
 items, differences paired. Tokens are what the endpoint says, shared among all items. A tool that was chosen for a

@@ -113,7 +113,7 @@ def final_answer(sample: Sample) -> Verdict:
     if answer is None and gold.words is None:
         return Verdict(value=0.0, reason=f"cannot read the final answer {_quote(text)}")
     right = answer is not None and _same(gold, answer)
-    if right and _undone(answer) and not _undone(gold):
+    if answer is not None and right and _undone(answer) and not _undone(gold):
         return Verdict(value=0.0, reason=f"{_quote(text)} is not worked out")
     return Verdict(value=float(right), reason=f"{_quote(text)} is {'' if right else 'not '}{_quote(gold.text)}")
 
