@@ -185,6 +185,7 @@ class Decoder:
         self.model, self.tokenizer, self.logprobs_mode = model, tokenizer, logprobs_mode
         eos = model.generation_config.eos_token_id if model.generation_config else None
         self.eos = {*(eos if isinstance(eos, list) else [eos]), tokenizer.eos_token_id} - {None}
+        self._vocabulary = len(tokenizer)  # counted anew by every call of len: a fifth of the time of a token
         self._tensors = model.state_dict()  # shares the model's memory
         self._loaded: set[str] = set()
 
@@ -282,7 +283,7 @@ class Decoder:
             The tokens: [rows], int64.
         """
         samplings = [row.request.sampling for row in rows]
-        logits[:, len(self.tokenizer) :] = -torch.inf
+        logits[:, self._vocabulary :] = -torch.inf
         raw = logits.log_softmax(-1) if self.logprobs_mode == "raw_logprobs" else None
         for i, (row, sampling) in enumerate(zip(rows, samplings, strict=True)):
             if sampling.repetition_penalty != 1.0:
