@@ -109,7 +109,9 @@ def test_every_arm_is_a_configuration_that_verl_takes(arm: str, tmp_path: Path) 
 
     from verl_rlar.plugin import check
 
-    switches, overrides = experiment.verls(experiment.QUICK, arm, 1, tmp_path, tmp_path / "model", begun=False)
+    switches, overrides = experiment.verls(
+        experiment.QUICK, arm, 1, tmp_path, tmp_path / "model", begun=False, answered=True
+    )
     with initialize_config_module("verl.trainer.config", version_base=None):
         overrides = [one for one in overrides if not one.startswith("hydra.")]
         config = compose("ppo_trainer", overrides=[*switches, *overrides])

@@ -69,7 +69,7 @@ QUICK = Size(
 
 
 def verls(
-    size: Size, arm: str, seed: int, folder: Path, model: Path, *, begun: bool
+    size: Size, arm: str, seed: int, folder: Path, model: Path, *, begun: bool, answered: bool
 ) -> tuple[tuple[str, ...], list[str]]:
     """What is switched on of ours, and the overrides of verl's configuration.
 
@@ -80,6 +80,7 @@ def verls(
         folder: The run folder.
         model: Folder of the policy.
         begun: Whether the run goes on from a checkpoint.
+        answered: Whether the held-out prompts have been answered before the first step.
     """
     prompts = size.per_family * len(FAMILIES)
     switches, of_arm = settings(arm)
@@ -103,7 +104,7 @@ def verls(
         f"trainer.validation_data_dir={folder}/answers",
         f"trainer.total_training_steps={size.steps}",
         f"trainer.resume_mode={'auto' if begun else 'disable'}",
-        f"trainer.val_before_train={not begun}",
+        f"trainer.val_before_train={not answered}",
         f"trainer.test_freq={size.steps}",
         f"trainer.save_freq={max(1, size.steps // 4)}",
         f"hydra.run.dir={folder}/hydra",

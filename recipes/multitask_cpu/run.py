@@ -9,7 +9,8 @@ rewards, several seeds; graded by code that no reward is.
 
 Each arm and seed is one training of stock verl (`arms.py` says how they differ), in a folder of its own under
 ``--results``; one that is done is not run again, one that was interrupted goes on from its last checkpoint. Before the
-first step and after the last one, verl answers held-out prompts, and `graders.py` grades these answers.
+first step and after the last one, verl answers held-out prompts, and `graders.py` grades these answers; the first ones
+are given once for a seed, as all arms begin with the same policy.
 
 *Gain* is the grade after less the grade before, by prompt. The table has, for each arm, the mean over its seeds with a
 95 % t interval by family and overall (families with equal weight), and the difference to `static`, paired by seed.
@@ -77,7 +78,11 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     base = build(RUNS / "models" / size.model)
     os.environ[judge.LOG] = str(folder / "judge.jsonl")
     begun = quickstart.checkpoint(folder) is not None
-    switches, overrides = verls(size, arm, seed, folder, base, begun=begun)
+    first = folder / "answers" / "0.jsonl"
+    if not first.exists() and (others := sorted(folder.parent.glob(f"*-{seed}/answers/0.jsonl"))):
+        first.parent.mkdir(exist_ok=True)
+        shutil.copy(others[0], first)
+    switches, overrides = verls(size, arm, seed, folder, base, begun=begun, answered=first.exists())
     if size.model == "smollm2" and training.computes_in_bf16():
         overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
