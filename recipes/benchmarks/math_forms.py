@@ -304,7 +304,7 @@ BY_HAND: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (r"\tan x", r"-\cot x", r"\cos x", r"\cot 2x", r"\cot^2 x", r"\frac{\sin x}{\cos x}", r"\cot y", "1"),
     ),
     r"18+2\pi": (
-        (r"2\pi+18", r"2(9+\pi)", r"18 + 2 \pi", r"2\pi + 2 \cdot 9", "18+2π", r"\frac{36+4\pi}{2}"),
+        (r"2\pi+18", r"2(9+\pi)", r"18 + 2 \pi", r"2(\pi + 9)", "18+2π", r"\frac{36+4\pi}{2}"),
         (r"18-2\pi", r"18+\pi", r"20\pi", r"18+2", r"2+18\pi", r"19+2\pi", r"18", r"2\pi"),
     ),
 }

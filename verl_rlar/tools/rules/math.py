@@ -21,8 +21,8 @@ wrong). Words as reference (``\text{Evelyn}``) are compared as words.
 
 **What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2`` or ``5!`` where the reference is a number that is worked
 out: a computation is left to be done. Otherwise the sum of the question is its own right answer, which a policy that
-cannot add finds in a few steps. Fractions that are none of an integer, roots that stay roots, and powers of ten are
-numbers as they are written; a reference that has computations itself allows them in the answer.
+cannot add finds in a few steps. Fractions (``\frac{18}{2}``, too), roots that stay roots, and powers of ten are numbers
+as they are written; a reference that has computations itself allows them in the answer.
 
 Guarantees: no text is evaluated, not even its digits. The parser is latex2sympy2_extended, math-verify's own, a
 grammar that builds trees; the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls
@@ -80,7 +80,8 @@ MOST_BITS = 100_000
         "Units are not converted: an equal amount in another unit scores 0; a unit it does not know is ignored.",
         "An answer without a unit passes where the reference has one, so a forgotten unit is not punished.",
         "A decimal that is right to 6 places passes for an exact value.",
-        "It does not tell a simplified from an unsimplified form: 2/4 passes for 1/2, (x+1)^2 for its expansion.",
+        "It does not tell a simplified from an unsimplified form: 2/4 passes for 1/2, (x+1)^2 for its expansion,"
+        r" \frac{18}{2} for 9. But a sum, product or power of numbers that the reference has worked out scores 0.",
         "Capital and small variable names are the same to it.",
         "A tuple or interval without its brackets, and an amount in two units ('5 hours 30 minutes'), score 0.",
         "Sums, integrals, limits and the like are not read; on them as a reference it abstains.",
@@ -648,7 +649,7 @@ def _same_percent(gold: _Form, answer: _Form) -> bool:
     return _equal(gold.tree, answer.tree / 100) or (large and _equal(gold.tree, answer.tree))
 
 
-_FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\[dtc]?frac\s*\{?\s*-?\d|\\div(?![A-Za-z])|\\[dt]?binom")
+_FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\div(?![A-Za-z])|\\[dt]?binom")
 """What the parser computes at once, so that the tree does not show it."""
 
 
@@ -668,7 +669,7 @@ def _computes(tree: sympy.Expr) -> bool:
         return False
     if isinstance(tree, sympy.Mul) and len(tree.args) == 2 and tree.args[0].is_Number and _power(tree.args[1]):
         return False  # 1.5 x 10^3, 3/4
-    if isinstance(tree, (sympy.Add, sympy.Mul)) and sum(part.is_Number and part != -1 for part in tree.args) > 1:
+    if isinstance(tree, (sympy.Add, sympy.Mul)) and sum(part.is_Number and abs(part) != 1 for part in tree.args) > 1:
         return True
     if not tree.free_symbols and tree.doit().is_Number:
         return True
