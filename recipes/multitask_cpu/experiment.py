@@ -34,8 +34,8 @@ class Size:
 
 FULL = Size(
     model="smollm2",
-    steps=24,
-    batches=12,
+    steps=16,
+    batches=8,
     per_family=2,
     held_out=24,
     answers=4,
