@@ -58,6 +58,8 @@ RUNS = HERE.parent.parent / "runs"
 DONE, SETTINGS = "result.json", "settings.json"
 SIGNS = ("words", "repeated", "copied")
 """Of an answer: what a reward may be gamed by."""
+WIDTH = 150
+"""Of the table where there is no terminal, in characters."""
 KL_ANSWERS = 48
 """About so many of them, of all families, tell how far the policy went."""
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
@@ -209,16 +211,20 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
         mean, low, high = value
         return f"{mean:+.3f}" + ("" if low is None else f" ({low:+.3f} to {high:+.3f})")
 
-    table = Table(
-        "arm", "seeds", *FAMILIES, "overall", "above static", *SIGNS, "KL", "step s", "exposed s", "tokens", box=None
+    table = Table("gain", *summary, box=None)
+    for name in (*FAMILIES, "overall"):
+        table.add_row(name, *(cell(of[name]) for of in summary.values()))
+    table.add_row(
+        "above static", *(cell(of["above_static"]) if "above_static" in of else "-" for of in summary.values())
     )
-    for arm, of in summary.items():
-        above = cell(of["above_static"]) if "above_static" in of else "-"
-        means = [cell(of[name]) for name in (*FAMILIES, "overall")]
-        exposed = "-" if of["exposed_s"] is None else f"{of['exposed_s']:.2f}"
-        signs = [f"{of[sign]:.{0 if sign == 'words' else 2}f}" for sign in SIGNS]
-        rest = (above, *signs, f"{of['kl']:.3f}", f"{of['step_s']:.1f}", exposed, f"{of['tokens']:,.0f}")
-        table.add_row(arm, str(len(of["seeds"])), *means, *rest)
+    table.add_section()
+    rows = {"seeds": lambda of: ", ".join(map(str, of["seeds"]))}
+    rows |= {sign: lambda of, sign=sign: f"{of[sign]:.{0 if sign == 'words' else 2}f}" for sign in SIGNS}
+    rows |= {"KL": lambda of: f"{of['kl']:.3f}", "seconds of a step": lambda of: f"{of['step_s']:.1f}"}
+    rows["of them exposed"] = lambda of: "-" if of["exposed_s"] is None else f"{of['exposed_s']:.2f}"
+    rows["judge's tokens"] = lambda of: f"{of['tokens']:,.0f}"
+    for name, said in rows.items():
+        table.add_row(name, *map(said, summary.values()))
     console.print(table)
 
 
@@ -280,7 +286,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     summary = summarise(results)
-    show(summary, Console())
+    show(summary, Console(width=None if sys.stdout.isatty() else WIDTH))
     if summary:
         (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
         draw(summary, folder / "gains.png")
