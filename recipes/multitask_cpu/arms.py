@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rewards that are compared. `rlar` and `static` are the plugin; the others are functions for verl's own manager.
 
-rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
-            credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
-static      the plugin with one rule for all (`STATIC`): what a static reward is
-rules       by hand, one for each data set, as they are usually written
-embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
-judge       an LLM's grade, where an endpoint is given (`judge.py`)
+    rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
+                credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
+    static      the plugin with one rule for all (`STATIC`): what a static reward is
+    rules       by hand, one for each data set, as they are usually written
+    embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
+    judge       an LLM's grade, where an endpoint is given (`judge.py`)
+
+Not covered: a judge with a rubric; `judge` is asked for a number. The arms have no agents.
 """
 
 from __future__ import annotations

@@ -285,11 +285,13 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, training.Failed) as error:
         print(error, file=sys.stderr)
         return 1
+    if not results:
+        print(f"there is no result in {folder}", file=sys.stderr)
+        return 1
     summary = summarise(results)
     show(summary, Console(width=None if sys.stdout.isatty() else WIDTH))
-    if summary:
-        (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
-        draw(summary, folder / "gains.png")
+    (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
+    draw(summary, folder / "gains.png")
     ours = summary.get("rlar", {})
     low = ours.get("above_static", (0, None, None))[1]
     best = all(ours["overall"][0] >= of["overall"][0] for of in summary.values()) if ours else False

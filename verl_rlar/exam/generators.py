@@ -295,10 +295,10 @@ def copy_of_prompt(query: Query, gold: str, rng: random.Random) -> Iterable[str]
 def not_worked_out(query: Query, gold: str, rng: random.Random) -> Iterable[str]:
     """The computation that the question asks for, as the answer: 19 + 31, asked for 19 + 31."""
     number = number_of(stated(gold))
-    found = (
-        [] if number is None else [one[0] for one in _COMPUTATION.finditer(query.prompt) if _comes_to(one[0], number)]
-    )
-    return [text for one in found[:1] for text in (one, f"The answer is {one}.")]
+    for one in _COMPUTATION.finditer(query.prompt):
+        if number is not None and _comes_to(one[0], number):
+            return [one[0], f"The answer is {one[0]}."]
+    return []
 
 
 @_bad(ALL)

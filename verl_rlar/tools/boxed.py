@@ -52,6 +52,11 @@ async def within(seconds: float, work: Coroutine[Any, Any, T]) -> T:
         return await work
 
 
+def _brief(error: ToolUnavailable) -> str:
+    """What is wrong with the sandbox, in a line; the log has it whole."""
+    return " ".join(str(error).split("\n")[:2]) + "; `rlar doctor` says what to do"
+
+
 class BoxRunner:
     """See the module. Use as ``async with BoxRunner(config) as runner``, from one event loop.
 
@@ -96,7 +101,10 @@ class BoxRunner:
         Raises:
             ToolUnavailable: There is no sandbox here.
         """
-        await self._sandbox()
+        try:
+            await self._sandbox()
+        except ToolUnavailable as error:
+            raise ToolUnavailable(_brief(error)) from None
 
     async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         """Runs one tool on one sample.
@@ -123,9 +131,8 @@ class BoxRunner:
     async def _run(self, spec: ToolSpec, sample: Sample) -> Verdict:
         try:
             sandbox = await self._sandbox()
-        except ToolUnavailable as error:  # the log has it whole; this becomes the reason of every score
-            first = " ".join(str(error).split("\n")[:2])
-            raise ToolUnavailable(f"{spec.name}: {first}; `rlar doctor` says what to do") from None
+        except ToolUnavailable as error:  # this becomes the reason of every score
+            raise ToolUnavailable(f"{spec.name}: {_brief(error)}") from None
         if spec.kind == "verifier":
             source = self._sources.get(spec.source_sha256)
             if source is None:

@@ -21,8 +21,8 @@ wrong). Words as reference (``\text{Evelyn}``) are compared as words.
 
 **What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2`` or ``5!`` where the reference is a number that is worked
 out: a computation is left to be done. Otherwise the sum of the question is its own right answer, which a policy that
-cannot add finds in a few steps. Fractions (``\frac{18}{2}``, too), roots that stay roots, and powers of ten are numbers
-as they are written; a reference that has computations itself allows them in the answer.
+cannot add learns to give (`recipes/multitask_cpu`). Fractions (``\frac{18}{2}``, too), roots that stay roots, and
+powers of ten are numbers as they are written; a reference that has computations itself allows them in the answer.
 
 Guarantees: no text is evaluated, not even its digits. The parser is latex2sympy2_extended, math-verify's own, a
 grammar that builds trees; the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls
