@@ -71,7 +71,8 @@ SHARED = (
     "trainer.project_name=rlar",
     "trainer.experiment_name=quickstart",
     "trainer.logger=[console,file]",
-    "trainer.max_actor_ckpt_to_keep=1",
+    # with 1, verl removes the last checkpoint before it notes that there is a new one
+    "trainer.max_actor_ckpt_to_keep=2",
 )
 
 TINY = Recipe(
