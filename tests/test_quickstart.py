@@ -204,3 +204,21 @@ def test_summary_prints_draws_and_speaks_json(run, capsys):
 def test_summary_of_a_folder_without_a_ledger_says_so(tmp_path, capsys):
     assert summary.main([str(tmp_path)]) == 2
     assert "no ledger" in capsys.readouterr().err
+
+
+def test_a_training_that_is_killed_while_it_saves_has_a_whole_checkpoint(tmp_path):
+    """verl's own bookkeeping, in the order in which its trainer saves: the last checkpoint *noted* is always there."""
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    from verl.utils.checkpoint.checkpoint_manager import BaseCheckpointManager
+
+    (keep,) = [int(one.partition("=")[2]) for one in quickstart.SHARED if "max_actor_ckpt_to_keep" in one]
+    manager = BaseCheckpointManager.__new__(BaseCheckpointManager)  # its constructor wants a process group
+    manager.previous_saved_paths = []
+    folders = [tmp_path / f"global_step_{step}" for step in range(6)]
+    for noted, new in zip((None, *folders), folders, strict=False):
+        manager.ensure_checkpoint_capacity(keep)
+        assert noted is None or noted.exists()
+        new.mkdir()
+        manager.register_checkpoint(str(new), keep)  # only now does the trainer note the new one
+        assert noted is None or noted.exists()
+    assert len(list(tmp_path.iterdir())) <= 2  # of a gigabyte and more each
