@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tensordict import TensorDict
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
@@ -83,6 +84,18 @@ class ArmsAgentLoopManager(RlarAgentLoopManager):
             super().generate_sequences(prompts)
 
 
+def processor_s() -> float:
+    """Processor time of all living processes of this session so far, in seconds: the trainer, Ray, all workers."""
+    spent, session = 0.0, os.getsid(0)
+    for process in psutil.process_iter():
+        try:
+            if os.getsid(process.pid) == session:
+                spent += sum(process.cpu_times()[:2])
+        except (psutil.Error, OSError):  # it has ended meanwhile
+            continue
+    return spent
+
+
 @register_trainer("rlar_arms")
 class ArmsTrainer(RlarTrainerSync):
     """The plugin's, but at the steps of verl's own arm verl's. Keeps what each step took, metrics included."""
@@ -90,7 +103,7 @@ class ArmsTrainer(RlarTrainerSync):
     OF_VERL = "sync"
 
     def on_step_begin(self) -> None:
-        self._began = time.perf_counter()
+        self._began, self._spent = time.perf_counter(), processor_s()
         super().on_step_begin()
 
     def _compute_metrics(self, batch: Any, metrics: Any, timing_raw: Any, global_steps: int, epoch: int) -> None:
@@ -101,6 +114,7 @@ class ArmsTrainer(RlarTrainerSync):
         line = {
             "step": global_steps,
             "seconds": time.perf_counter() - self._began,
+            "processor": processor_s() - self._spent,
             "boundary": float(metrics.get("rlar/boundary_s", 0.0)),
         }
         with open(Path(self.config.trainer.default_local_dir) / STEPS, "a") as file:
