@@ -32,6 +32,7 @@ arms = importlib.import_module("arms")
 graders = importlib.import_module("graders")
 experiment = importlib.import_module("experiment")
 judge = importlib.import_module("judge")
+quickstart = importlib.import_module("quickstart")  # its folder is in the path by `experiment`
 TOOL_OF = {
     "constraints": "instruction_constraints",
     "spelling": "token_f1",
@@ -177,6 +178,11 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
     assert other.returncode == 1 and "there is no result" in other.stderr
     again = subprocess.run([*command, "--steps", "7"], capture_output=True, text=True, timeout=100)
     assert again.returncode == 2 and "other settings" in again.stderr
+    with quickstart.locked(tmp_path):
+        other = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        shown = subprocess.run([*command, "--table"], capture_output=True, text=True, timeout=100)
+    assert other.returncode == 1 and "another run" in other.stderr
+    assert shown.returncode == 0 and json.loads(shown.stdout.splitlines()[-1])["figures"]["runs"] == 6
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_there_is_nothing_to_resume_in_an_empty_folder_and_a_strange_one_is_not_
 
 
 def test_two_quickstarts_do_not_share_a_run_folder(tmp_path):
-    with quickstart.locked(tmp_path), pytest.raises(quickstart.Stop, match="another quickstart"):
+    with quickstart.locked(tmp_path), pytest.raises(quickstart.Stop, match="another run"):
         with quickstart.locked(tmp_path):
             pass
 

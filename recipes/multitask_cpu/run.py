@@ -16,7 +16,7 @@ are given once for a seed, as all arms begin with the same policy.
 95 % t interval by family and overall (families with equal weight), and the difference to `static`, paired by seed.
 
 Guarantees: the same arguments give the same data and, for a seed, the same order in all arms; a results folder that was
-made with other settings is refused; what ends this process ends the training.
+made with other settings, or in which another run is under way, is refused; what ends this process ends the training.
 
 Not covered: verl's rollout is sampled with the seed, but sums on several threads may differ in the last bit, so a run
 repeated is close, not equal. KL is a figure, not a part of the loss: verl's reference model was not tried on a CPU.
@@ -34,6 +34,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -278,11 +279,12 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        results = run_all(size, wanted, seeds, folder, console, run=not args.table)
+        with nullcontext() if args.table else quickstart.locked(folder):
+            results = run_all(size, wanted, seeds, folder, console, run=not args.table)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    except (ConfigError, training.Failed) as error:
+    except (ConfigError, training.Failed, quickstart.Stop) as error:
         print(error, file=sys.stderr)
         return 1
     if not results:

@@ -229,13 +229,13 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path):
-    """Keeps other quickstarts out of a run folder, which is made if missing."""
+    """Keeps other runs of the recipe out of a folder, which is made if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise Stop(f"another quickstart is running in {folder}") from None
+            raise Stop(f"another run of this recipe is under way in {folder}") from None
         yield
 
 
