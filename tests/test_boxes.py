@@ -29,6 +29,7 @@ from verl_rlar.sandbox.docker import (
     _Connection,
     _host,
     _owner,
+    _remove,
     box_counts,
     sweep,
 )
@@ -155,6 +156,15 @@ async def test_what_a_dead_run_left_is_removed_at_the_next_start_and_no_other_bo
     assert await asyncio.to_thread(sweep, engine) == 1
     assert mine <= {box.name for box in boxes_of(engine, os.getpid())}
     assert await hello(sandbox) == "hello\n"
+
+
+async def test_a_box_that_somebody_else_is_removing_is_waited_for(engine: Any, sandbox: DockerSandbox) -> None:
+    def is_gone(box: Any) -> bool:
+        _remove(box)
+        return box.name not in {other.name for other in boxes_of(engine, os.getpid())}
+
+    boxes = running(engine)
+    assert boxes and all(await asyncio.gather(*(asyncio.to_thread(is_gone, box) for box in 3 * boxes)))
 
 
 async def test_a_box_that_dies_under_a_job_is_our_fault_and_the_next_job_has_another(
