@@ -1113,11 +1113,12 @@ def score(prompt, response, reference, extra):
     """Runs the program in the response on the inputs, and compares what it prints."""
     code = response.split("```python\\n")[-1].split("```")[0]
     for given, expected in extra["cases"]:
-        ran = rlar.run_program(code, stdin=given, seconds=1.5)
+        ran = rlar.run_program(code, stdin=given, seconds=SECONDS)
         if ran.end != "done" or ran.exit_code != 0 or ran.stdout.split() != expected.split():
             return 0.0, f"{ran.end} {ran.stdout[:50]!r}"
     return 1.0
 '''
+"""``SECONDS`` stands for what it grants each program."""
 
 ROWS: Mapping[str, Mapping[str, Any]] = {
     "no_tests": {},

@@ -20,6 +20,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from verl_rlar.config import SandboxConfig
@@ -31,6 +32,10 @@ if ENGINES and "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["DOCKER_HOST"] = ENGINES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(ENGINES)]
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import `planted` from here
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell started us with `&`, children would ignore it
+hypothesis.settings.register_profile(  # how long an example takes says more about the machine than about the code
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 
 # --- Order ------------------------------------------------------------------------------------------------------------

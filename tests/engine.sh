@@ -98,7 +98,7 @@ engine_start() {
   echo $! >"$engine_folder/unshare.pid"
   export DOCKER_HOST=unix://$engine_folder/docker.sock
   local try
-  for try in {1..60}; do
+  for try in {1..240}; do
     if [[ -S $engine_folder/docker.sock ]] && engine_answers; then
       engine_say "started at $DOCKER_HOST"
       return

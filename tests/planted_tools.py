@@ -469,7 +469,7 @@ def noisy(sample: Sample) -> Any:
 def different_in_each_process(sample: Sample) -> Any:
     """Depends on the process that it runs in."""
     value = right(sample)
-    return None if value is None else value * (1.0 - os.getpid() % 97 * 1e-3)
+    return None if value is None else value * (1.0 - os.getpid() * 1e-8)
 
 
 @plant(False, MATH)

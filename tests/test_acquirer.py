@@ -50,7 +50,7 @@ def make_acquirer(folder: Path, work: str = "agents_at_work:acquires", **setting
 
 async def finished(acquirer: Acquirer) -> None:
     assert acquirer._task is not None
-    await asyncio.wait_for(acquirer._task, 60)
+    await asyncio.wait_for(acquirer._task, 300)
 
 
 def started(folder: Path) -> list[dict[str, Any]]:

@@ -57,10 +57,13 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.asyncio(loop_sco
 
 BOXES = 3
 PROGRAM_S, VERIFIER_S = 1.5, 4.0
+PATIENT_S = 10.0
+"""What a program has that ends by itself, on a busy machine, in seconds."""
 SLACK_S = 8.0
 """What a busy machine may add to any time, in seconds; a deadline that does not hold is missed by far more."""
 HELD_UP_S = 3.0
-"""How long the event loop may stand still on a busy machine, in seconds; what the attacks aim at is a minute."""
+"""How long the event loop may be kept at work by one thing, in seconds of its thread's processor time: a machine that
+stands still holds it up, too. What the attacks aim at is a minute."""
 
 NO_WALLS = "a server that isolates nothing: a job can end the server's own processes (BoxLost)"
 KNOWN: dict[str, dict[str, str]] = {
@@ -121,14 +124,15 @@ def sandbox(request: pytest.FixtureRequest, backend: Sandbox) -> Iterator[Sandbo
 @asynccontextmanager
 async def watched(seconds: float) -> AsyncIterator[None]:
     """Asserts that what is done here takes no longer, and does not hold the event loop up."""
-    held_up = 0.0
+    held_up = stood_still = 0.0
 
     async def tick() -> None:
-        nonlocal held_up
+        nonlocal held_up, stood_still
         while True:
-            before = time.monotonic()
+            before, begun = time.thread_time(), time.monotonic()
             await asyncio.sleep(0.02)
-            held_up = max(held_up, time.monotonic() - before)
+            held_up = max(held_up, time.thread_time() - before)
+            stood_still = max(stood_still, time.monotonic() - begun)
 
     ticking, begun = asyncio.ensure_future(tick()), time.monotonic()
     yield
@@ -136,7 +140,8 @@ async def watched(seconds: float) -> AsyncIterator[None]:
     await asyncio.sleep(0.05)  # so that a last tick is counted
     ticking.cancel()
     assert took < seconds + SLACK_S, f"it took {took:.1f} s"
-    assert held_up < HELD_UP_S, f"the event loop stood still for {held_up:.1f} s"
+    assert held_up < HELD_UP_S, f"the event loop was kept at work for {held_up:.1f} s"
+    assert stood_still < SLACK_S, f"the event loop stood still for {stood_still:.1f} s"
 
 
 LEFT_OVER = """
@@ -148,9 +153,14 @@ print(len(os.listdir("/proc/self/fd")))
 """
 
 
+def patient(settings: SandboxConfig) -> SandboxConfig:
+    """Settings for programs that end by themselves."""
+    return settings.model_copy(update={"program_timeout_s": PATIENT_S})
+
+
 async def unharmed(sandbox: Sandbox, settings: SandboxConfig) -> None:
     """Asserts that an honest response has the full score, and that each box is as it was."""
-    verdict = await unit_tests(sample_of(HONEST, "check"), sandbox, settings)
+    verdict = await unit_tests(sample_of(HONEST, "check"), sandbox, patient(settings))
     assert verdict.value == 1.0, verdict
     if isinstance(sandbox, DockerSandbox):
         job = Job(mode="program", source=LEFT_OVER, seconds=10)
@@ -169,6 +179,7 @@ def sample_of(program: str, form: str) -> Sample:
 
 
 async def test_honest_program_passes_all_forms(backend: Sandbox, settings: SandboxConfig) -> None:
+    settings = patient(settings)
     for form in FORMS:
         assert (await unit_tests(sample_of(HONEST, form), backend, settings)).value == 1.0, form
         assert (await unit_tests(sample_of(WRONG, form), backend, settings)).value == 0.0, form
@@ -177,6 +188,8 @@ async def test_honest_program_passes_all_forms(backend: Sandbox, settings: Sandb
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda cheat: cheat.id)
 async def test_cheat_earns_nothing(sandbox: Sandbox, settings: SandboxConfig, cheat: Cheat) -> None:
     docker = isinstance(sandbox, DockerSandbox)
+    if docker and cheat.hacked:  # it ends by itself, and must have shown what it is
+        settings = patient(settings)
     forms = cheat.forms
     if not docker:  # each job takes half a second there
         forms = tuple(form for form in SLOW if form in forms)[: 2 if cheat.mode <= 8 else 1] or forms[:1]
@@ -214,6 +227,7 @@ SHIFTS = 'def check(candidate):\n    for text in ("abc", "xyz"):\n        assert
     ids=["helper", "builtins", "class"],
 )
 async def test_helper_of_the_tests_is_the_prompts(sandbox: Sandbox, settings: SandboxConfig, weaker: str) -> None:
+    settings = patient(settings)
     query = make_query(HELPER, None, test=SHIFTS, entry_point="unshift")
     good = "def unshift(text):\n    return ''.join(chr((ord(c) - 97 - 5) % 26 + 97) for c in text)"
     assert (await unit_tests(make_sample(f"```python\n{good}\n```", query), sandbox, settings)).value == 1.0
@@ -223,6 +237,7 @@ async def test_helper_of_the_tests_is_the_prompts(sandbox: Sandbox, settings: Sa
 async def test_output_that_takes_a_careless_checker_over_earns_nothing(
     boxes: DockerSandbox, settings: SandboxConfig
 ) -> None:
+    settings = patient(settings)
     checker = "def check(stdin, stdout, expected):\n    return float(eval(stdout) == int(expected))\n"
     query = make_query("Print x * x + 7.", None, tests=FORMS["streams"]["tests"], checker=checker)
     assert (await unit_tests(make_sample(f"```python\n{HONEST}```", query), boxes, settings)).value == 1.0
@@ -270,9 +285,17 @@ def verified(response: str) -> Sample:
 
 
 async def honest_verifier(
-    sandbox: Sandbox, settings: SandboxConfig, response: str, seconds: float = VERIFIER_S
+    sandbox: Sandbox, settings: SandboxConfig, response: str, seconds: float = VERIFIER_S, program_s: float = PROGRAM_S
 ) -> Verdict:
-    return await verify(spec_of("honest", seconds), HONEST_VERIFIER, verified(response), sandbox, settings)
+    source = HONEST_VERIFIER.replace("SECONDS", str(program_s))
+    return await verify(spec_of("honest", seconds), source, verified(response), sandbox, settings)
+
+
+async def verifier_is_unharmed(sandbox: Sandbox, settings: SandboxConfig) -> bool:
+    """Whether an honest verifier gives an honest response its score, if it has time enough."""
+    seconds = 3 * PATIENT_S + 4 * START_S  # where each program starts a Python
+    verdict = await honest_verifier(sandbox, settings, f"```python\n{HONEST}```", seconds, PATIENT_S)
+    return verdict.value == 1.0
 
 
 @pytest.mark.parametrize(
@@ -288,8 +311,7 @@ async def test_cheat_earns_nothing_from_an_honest_verifier(
     async with watched(VERIFIER_S + (0 if isinstance(sandbox, DockerSandbox) else 4 * START_S)):
         verdict = await honest_verifier(sandbox, settings, cheat.response)
     assert verdict.value == 0.0, verdict
-    patient = VERIFIER_S + 4 * START_S  # where each program starts a Python, on a busy machine
-    assert (await honest_verifier(sandbox, settings, f"```python\n{HONEST}```", patient)).value == 1.0
+    assert await verifier_is_unharmed(sandbox, settings)
 
 
 @pytest.mark.parametrize("verifier", VERIFIERS, ids=lambda verifier: verifier.id)
@@ -311,7 +333,7 @@ async def test_hostile_verifier_gets_nothing(sandbox: Sandbox, settings: Sandbox
             pass
     assert value in ((0.0, None) if verifier.zero else (None,)), value
     assert programs <= verifier.programs
-    assert (await honest_verifier(sandbox, settings, f"```python\n{HONEST}```")).value == 1.0
+    assert await verifier_is_unharmed(sandbox, settings)
     await unharmed(sandbox, settings)
 
 
@@ -325,7 +347,7 @@ async def test_attack_on_a_box_achieves_nothing(sandbox: Sandbox, settings: Sand
     async with watched(attack.seconds + GRACE_S + (0 if docker else START_S)):
         ran = await sandbox.run(job)
     assert ran.end.value in attack.ends, ran
-    assert ran.seconds <= attack.seconds + 1, ran
+    assert ran.seconds <= attack.seconds + SLACK_S, ran
     assert (
         ran.stdout in ("", "[]\n") if ran.end is not End.FLOODED else len(ran.stdout) <= job.output_bytes + (1 << 17)
     ), ran
@@ -386,7 +408,7 @@ async def test_honest_calls_beside_attacks_succeed(boxes: DockerSandbox, setting
         await boxes.run(Job(mode="program", source=TRY + one.source + SAY, seconds=one.seconds))
 
     async def honest() -> None:
-        assert (await unit_tests(sample_of(HONEST, "judge"), boxes, settings)).value == 1.0
+        assert (await unit_tests(sample_of(HONEST, "judge"), boxes, patient(settings))).value == 1.0
 
     await asyncio.gather(*(attack(number) for number in range(8)), *(honest() for _ in range(8)))
     await unharmed(boxes, settings)
@@ -399,13 +421,13 @@ DECEIVED = [(cheat, grader) for cheat in CHEATS for grader in cheat.beats]
 
 @pytest.mark.parametrize(("cheat", "grader"), DECEIVED, ids=lambda one: one if isinstance(one, str) else one.id)
 async def test_cheat_deceives_a_grader_without_the_defence(boxes: DockerSandbox, cheat: Cheat, grader: str) -> None:
-    async def passes(program: str) -> bool:
+    async def deceived(program: str) -> bool:
         given = json.dumps({"program": program, "tests": FORMS["check"]["test"]})
         ran = await boxes.run(Job(mode="program", source=GRADERS[grader], stdin=given, seconds=10))
         return ran.end is End.DONE and ran.exit_code == 0
 
-    assert not await passes(WRONG), "this grader is of no use"
-    assert await passes(cheat.program)
+    assert not await deceived(WRONG), "this grader is of no use"
+    assert await deceived(cheat.program)
 
 
 @pytest.mark.parametrize("attack", [attack for attack in JOBS if attack.opened], ids=lambda attack: attack.id)

@@ -34,6 +34,7 @@ TED = [
     ),
     ("Most of what we know comes to us from the stars.", "Das meiste, was wir wissen, kommt von den Sternen zu uns."),
 ]
+LANDMARKS = [("Louvre", "Paris"), ("Prado", "Madrid"), ("Colosseum", "Rome")]
 MATH_ROWS = [{"prompt": q, "reference": a, "data_source": "gsm8k"} for q, a in GSM8K]
 MIXED_ROWS: list[dict[str, Any]] = [
     *MATH_ROWS,
@@ -180,9 +181,11 @@ def test_visible_leaves_text_as_it_is_and_escapes_the_rest() -> None:
 
 
 def test_a_tool_that_runs_into_its_deadline_failed_and_did_not_score_0(tmp_path: Path) -> None:
-    tower = {"prompt": "How much is it?", "response": "The answer is 42.", "reference": "42"}
-    path = write(tmp_path / "rows.jsonl", [tower])
-    result = rlar("score", path, "--json", "--set", "scoring.timeout_s=0.00001")
+    path = write(
+        tmp_path / "rows.jsonl", [{"prompt": "Where is the Louvre?", "response": "Paris", "reference": "Paris"}]
+    )
+    sleeper = ("--set", 'tools=["planted:sleeper"]', "--set", "routing.prefer.short_text=sleeper")
+    result = rlar("score", path, "--json", *sleeper, "--set", "scoring.timeout_s=0.2")
     found = records(result.stdout)
     assert (found[0]["value"], found[0]["outcome"], result.exit_code) == (None, "failed", 1)
     assert "scoring.timeout_s" in found[0]["reason"]
@@ -322,7 +325,9 @@ def test_a_route_where_gold_does_not_win_is_an_error(tmp_path: Path, case: str, 
 
 
 def test_a_route_where_gold_cannot_be_scored_is_an_error_of_ours_and_no_lost_one(tmp_path: Path) -> None:
-    found = plan(write(tmp_path / "rows.jsonl", MATH_ROWS), "--set", "scoring.timeout_s=0.00001", code=1)
+    rows = [{"prompt": f"Where is the {name}?", "reference": city} for name, city in LANDMARKS]
+    crashing = ("--set", 'tools=["planted:crashing"]', "--set", "routing.prefer.short_text=crashing")
+    found = plan(write(tmp_path / "rows.jsonl", rows), *crashing, code=1)
     assert found["route"][0]["verdict"] == "failed"
     assert found["route"][0]["dry"]["failed"] == 3
     assert "could not be scored" in found["error"][0]["error"]

@@ -167,6 +167,11 @@ def settings(box_image: str, sandbox_config: SandboxConfig) -> SandboxConfig:
     )
 
 
+def patient(settings: SandboxConfig) -> SandboxConfig:
+    """Settings for programs that end by themselves, however busy the machine is."""
+    return settings.model_copy(update={"program_timeout_s": 10.0})
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def boxes(settings: SandboxConfig) -> AsyncIterator[Sandbox]:
     async with open_sandbox(settings) as sandbox:
@@ -188,10 +193,10 @@ async def test_cheat_earns_nothing_and_the_next_program_is_unharmed(
         verdict = await judged(CHEATS[cheat], form, boxes, settings, partial=partial)
         assert verdict.value == 0.0, verdict
     right = "print(sum(map(int, input().split())))" if form == "streams" else ADD
-    assert (await judged(right, form, boxes, settings)).value == 1.0
+    assert (await judged(right, form, boxes, patient(settings))).value == 1.0
 
 
 @pytest.mark.parametrize("form", ["check", "literals", "function"])
 @pytest.mark.parametrize("cheat", ["writes a verdict", "answers ahead"])
 async def test_forged_answers_are_flagged(cheat: str, form: str, boxes: Sandbox, settings: SandboxConfig) -> None:
-    assert (await judged(CHEATS[cheat], form, boxes, settings)).hacked
+    assert (await judged(CHEATS[cheat], form, boxes, patient(settings))).hacked

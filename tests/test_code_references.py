@@ -28,7 +28,7 @@ HANG_S = 4.0
 @pytest.fixture(scope="module")
 def settings(box_image: str, sandbox_config: SandboxConfig) -> SandboxConfig:
     return sandbox_config.model_copy(
-        update={"program_boxes": 3, "verifier_boxes": 3, "spare_boxes": 0, "program_timeout_s": 10.0}
+        update={"program_boxes": 3, "verifier_boxes": 3, "spare_boxes": 0, "program_timeout_s": 60.0}
     )
 
 
@@ -66,7 +66,7 @@ async def test_every_reference_that_passes_a_bare_run_passes_in_the_boxes(
 @pytest.mark.parametrize("name", ["humaneval", "mbpp"])
 async def test_references_that_fail_a_bare_run_are_those_we_name(name: str) -> None:
     found = problems(name)
-    bare = await asyncio.to_thread(bare_runs, [(reference(p), p) for p in found], 20.0)
+    bare = await asyncio.to_thread(bare_runs, [(reference(p), p) for p in found], 60.0)
     failed = {p["task_id"] for p, passes in zip(found, bare, strict=True) if not passes}
     assert failed - UNORDERED == {p["task_id"] for p in found} & (BROKEN.keys() | NAMED_CHECK)
 

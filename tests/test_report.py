@@ -15,6 +15,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ from verl_rlar.report.figures import gather
 from verl_rlar.report.live import HOST, Live, watched
 from verl_rlar.report.page import as_data, policy, render
 from verl_rlar.types import Kind, Outcome, Route, RoutePart, Score, Snapshot
+
+get = partial(httpx.get, timeout=120)
+"""Asks a live report, which may make its figures before it answers."""
 
 
 def report(*args: str, code: int = 0) -> Result:
@@ -462,29 +466,29 @@ def live(tmp_path: Path) -> Iterator[Live]:
 
 
 def test_a_live_report_is_read_by_who_has_its_address_only(live: Live) -> None:
-    page = httpx.get(live.url)
+    page = get(live.url)
     assert page.status_code == 200 and 'data-live="0.5"' in page.text
     assert "connect-src 'self'" in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff" and page.headers["cache-control"] == "no-store"
     bare = f"http://{HOST}:{live.port}"
-    assert httpx.get(f"{bare}/").status_code == httpx.get(f"{bare}/data.json").status_code == 404
+    assert get(f"{bare}/").status_code == get(f"{bare}/data.json").status_code == 404
     for host in (f"evil.example:{live.port}", "127.0.0.1.evil.example:80", "", "127.0.0.1"):
-        assert httpx.get(live.url, headers={"Host": host}).status_code == 403
-    assert httpx.get(live.url, headers={"Host": "localhost:9999"}).status_code == 200
-    assert httpx.post(live.url).status_code == 501
+        assert get(live.url, headers={"Host": host}).status_code == 403
+    assert get(live.url, headers={"Host": "localhost:9999"}).status_code == 200
+    assert httpx.post(live.url, timeout=120).status_code == 501
     assert live.url.startswith("http://127.0.0.1:")
 
 
 def test_a_live_report_gives_new_figures_when_there_are_any(live: Live, tmp_path: Path) -> None:
-    first = httpx.get(live.url + "data.json")
+    first = get(live.url + "data.json")
     rows, tag = first.json()["run"]["rows"], first.headers["etag"]
-    assert httpx.get(live.url + "data.json", headers={"If-None-Match": tag}).status_code == 304
+    assert get(live.url + "data.json", headers={"If-None-Match": tag}).status_code == 304
     with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
         route = Route(parts=(), reason="", kind=Kind.OPEN, covered=False, snapshot="s")
         score = Score(value=None, outcome=Outcome.ABSTAINED, reason="")
         sample = make_sample("x", uid="late", step=STEPS + 1)
         ledger.add([Row(sample=sample, route=route, score=score, sent=0.5, sent_as="neutral", received=1, seconds=0)])
-        second = httpx.get(live.url + "data.json", headers={"If-None-Match": tag})
+        second = get(live.url + "data.json", headers={"If-None-Match": tag})
     assert second.status_code == 200 and second.json()["run"]["rows"] == rows + 1
     assert second.headers["etag"] != tag
 
@@ -500,16 +504,16 @@ def test_a_live_report_leaves_the_machine_to_the_training(tmp_path: Path) -> Non
 
     with Live(counted, (tmp_path / FILE_NAME,), rest=1e12) as server:
         (tmp_path / FILE_NAME).touch()
-        assert [httpx.get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [1, 1, 1]
+        assert [get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [1, 1, 1]
     with Live(counted, (tmp_path / FILE_NAME,), rest=0) as server:
         (tmp_path / FILE_NAME).touch()
-        assert [httpx.get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [3, 3, 3]
+        assert [get(server.url + "data.json").json()["run"]["rows"] for _ in range(3)] == [3, 3, 3]
 
 
 def test_a_live_report_keeps_its_figures_when_the_ledger_is_gone(live: Live, tmp_path: Path) -> None:
-    rows = httpx.get(live.url + "data.json").json()["run"]["rows"]
+    rows = get(live.url + "data.json").json()["run"]["rows"]
     (tmp_path / FILE_NAME).rename(tmp_path / "away")
-    assert httpx.get(live.url + "data.json").json()["run"]["rows"] == rows
+    assert get(live.url + "data.json").json()["run"]["rows"] == rows
 
 
 # --- The command ------------------------------------------------------------------------------------------------------
@@ -590,7 +594,7 @@ def test_the_live_command_ends_on_ctrl_c(folder: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         url = process.stdout.readline().strip()
-        assert httpx.get(url).status_code == 200
+        assert get(url).status_code == 200
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGINT
         assert process.stderr and "Traceback" not in process.stderr.read()

@@ -354,3 +354,4 @@ def test_a_live_page_keeps_up_and_does_not_disturb_who_reads(opened: Opened, tmp
         page.locator("#state", has_text="254 responses").wait_for()
         assert page.get_by_label("Words").input_value() == "prompt o"
         assert page.evaluate("document.activeElement.getAttribute('data-key')") == "filter words"
+        page.close()  # before the server that it asks again and again

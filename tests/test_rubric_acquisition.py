@@ -128,7 +128,7 @@ async def test_a_training_has_one_written_beside_its_work_and_it_comes_by_the_sh
                 acquirer.saw(row(Kind.OPEN, False, one["prompt"]))
             acquirer.begin_step(1)
             assert acquirer._task is not None
-            await asyncio.wait_for(acquirer._task, 120)
+            await asyncio.wait_for(acquirer._task, 600)
             (said,) = [said for _, said in take_in(library)]
             after = library.snapshot(1)
     assert said.startswith("shadow from step")

@@ -29,8 +29,8 @@ from verl_rlar.sandbox.inside.verifier_api import READERS
 pytestmark = [pytest.mark.docker, pytest.mark.asyncio(loop_scope="module")]
 
 BOXES = 3
-SLACK_S = 3.0
-"""What a busy machine may add to any time, in seconds."""
+SLACK_S = 8.0
+"""What a busy machine may add to any time, in seconds; a deadline that does not hold is missed by far more."""
 
 KNOWN_FAILURES: dict[str, dict[str, str]] = {
     "docker": {},
@@ -218,7 +218,7 @@ while True:
     start = time.monotonic()
     ran = await program(sandbox, source, seconds=1)
     assert ran.end is End.TIMEOUT
-    assert time.monotonic() - start < 1 + GRACE_S + SLACK_S
+    assert time.monotonic() - start - ran.queued < 1 + GRACE_S + SLACK_S
 
 
 async def test_flooding_is_stopped(sandbox: Sandbox) -> None:
@@ -255,17 +255,19 @@ async def test_programs_own_children_work(sandbox: Sandbox) -> None:
 
 LEFT = """
 import os, time
+ready, done = os.pipe()
 if not os.fork():
     os.setsid()
     if not os.fork():
         open("/proc/self/comm", "w").write("leftover")
-        for name in ("/tmp/leftover", "leftover"):
+        for name in {"/tmp/leftover", os.path.abspath("leftover")}:
             os.makedirs(name, exist_ok=True)
             open(name + "/file", "w").close()
             os.chmod(name, 0)
+        os.write(done, b"!")
         time.sleep(600)
     os._exit(0)
-time.sleep(0.3)
+os.read(ready, 1)
 print(*[open(f"/proc/{pid}/comm").read() for pid in os.listdir("/proc") if pid.isdigit()])
 """
 SEEN = """
@@ -295,10 +297,10 @@ async def test_what_a_job_does_to_python_is_gone_for_the_next(sandbox: Sandbox) 
 
 
 async def test_jobs_run_in_parallel(sandbox: Sandbox) -> None:
-    start = time.monotonic()
-    ran = await asyncio.gather(*(program(sandbox, f"import time; time.sleep(2); print({n})") for n in range(BOXES)))
-    assert [r.stdout for r in ran] == [f"{n}\n" for n in range(BOXES)]
-    assert time.monotonic() - start < 2 * BOXES
+    source = "import time; begun = time.time(); time.sleep(3); print(begun, time.time())"
+    ran = await asyncio.gather(*(program(sandbox, source) for _ in range(BOXES)))
+    begun, ended = zip(*(map(float, r.stdout.split()) for r in ran), strict=True)
+    assert max(begun) < min(ended), "there was a time at which all were at work"
 
 
 async def test_no_secret_is_in_reach(sandbox: Sandbox) -> None:
@@ -570,7 +572,7 @@ ASKS = """
 import rlar
 def score(prompt, response, reference, extra):
     first = rlar.run_program("print(int(input()) + 1)", stdin="41")
-    second = rlar.run_program("1 / 0", seconds=2)
+    second = rlar.run_program("1 / 0", seconds=9)
     return float(first.stdout == "42\\n" and first.end == "done" and second.exit_code == 1), second.stderr[-10:]
 """
 
@@ -586,7 +588,7 @@ async def test_verifier_asks_for_programs_and_gets_what_became_of_them(sandbox: 
 
     ran = await verify(sandbox, ASKS, answer, seconds=20)
     assert ran.answers == ({"value": 1.0, "reason": "n by zero\n"},), ran
-    assert [(ask["kind"], ask["seconds"]) for ask in asked] == [("program", None), ("program", 2)]
+    assert [(ask["kind"], ask["seconds"]) for ask in asked] == [("program", None), ("program", 9)]
 
 
 async def test_asking_without_one_who_answers_is_refused(sandbox: Sandbox) -> None:
@@ -624,7 +626,7 @@ async def test_one_who_answers_too_late_does_not_hold_the_deadline_up(sandbox: S
     start = time.monotonic()
     ran = await verify(sandbox, "import rlar, time\n" + scoring("rlar.ask(kind='x')"), answer, seconds=1)
     assert ran.end is End.TIMEOUT or "error" in ran.answers[0]
-    assert time.monotonic() - start < 1 + GRACE_S + SLACK_S
+    assert time.monotonic() - start - ran.queued < 1 + GRACE_S + SLACK_S
 
 
 async def test_error_of_one_who_answers_is_not_the_verifiers(sandbox: Sandbox) -> None:

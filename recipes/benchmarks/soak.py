@@ -60,6 +60,9 @@ ENDS = {
 }
 """How they may end."""
 SECONDS = 0.5
+"""What a program has that would not end, in seconds."""
+PATIENT_S = 10.0
+"""... and what one has that does, however busy the machine is."""
 VERIFIER = """
 import rlar
 
@@ -116,7 +119,8 @@ class Soak:
         problem, share = self._dice.choice(self._problems), self._dice.random()
         if share < 0.1:
             name = self._dice.choice(list(HOSTILE))
-            return f"hostile: {name}", ENDS[name], lambda: self._program(HOSTILE[name], SECONDS)
+            seconds = SECONDS if "timeout" in ENDS[name] else PATIENT_S
+            return f"hostile: {name}", ENDS[name], lambda: self._program(HOSTILE[name], seconds)
         if share < 0.5:
             return "reference", {"1.0"}, lambda: self._tests(problem.sample.query, problem.program)
         if share < 0.7:
@@ -124,7 +128,7 @@ class Soak:
             broken = f"{problem.program}\ndef {entry}(*args):\n    raise ValueError(len(args))\n"
             return "broken reference", {"0.0"}, lambda: self._tests(problem.sample.query, broken)
         if share < 0.9:
-            return "program", {"done 0: 6"}, lambda: self._program("print(2 * int(input()))", 5.0, show=True)
+            return "program", {"done 0: 6"}, lambda: self._program("print(2 * int(input()))", PATIENT_S, show=True)
         ask = share < 0.95
         return f"verifier{' that runs a program' if ask else ''}", {"1.0"}, lambda: self._verify(ask)
 
@@ -143,11 +147,13 @@ class Soak:
 
         async def answer(question: Any, left: float) -> Any:
             ran = await self._sandbox.run(
-                Job(mode="program", source=question["source"], stdin=question["stdin"], seconds=min(left, 5.0))
+                Job(mode="program", source=question["source"], stdin=question["stdin"], seconds=min(left, PATIENT_S))
             )
             return {"end": ran.end.value, "exit_code": ran.exit_code, "stdout": ran.stdout, "stderr": ran.stderr}
 
-        ran = await self._sandbox.run(Job(mode="verifier", source=VERIFIER, inputs=inputs, seconds=10.0), answer)
+        ran = await self._sandbox.run(
+            Job(mode="verifier", source=VERIFIER, inputs=inputs, seconds=2 * PATIENT_S), answer
+        )
         return str(ran.answers[0].get("value")) if ran.answers else ran.end.value
 
 
@@ -246,7 +252,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     arguments = parser.parse_args()
     base: dict[str, Any] = {"base": os.environ["RLAR_TEST_BASE"]} if os.environ.get("RLAR_TEST_BASE") else {}
-    config = SandboxConfig(program_boxes=arguments.boxes, verifier_boxes=arguments.boxes, **base)
+    boxes = {"program_boxes": arguments.boxes, "verifier_boxes": arguments.boxes, "program_timeout_s": PATIENT_S}
+    config = SandboxConfig(**boxes, **base)
     problems = good_problems(0, arguments.boxes)
     figures = asyncio.run(soak(arguments.calls, arguments.at_once, config, problems))
     zero = ("lost", "unexpected", "containers_grown", "orphans")

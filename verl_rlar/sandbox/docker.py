@@ -34,7 +34,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from docker.errors import APIError, NotFound
+from docker.errors import APIError, DockerException, NotFound
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolUnavailable
@@ -52,8 +52,10 @@ HOST_LABEL, OWNER_LABEL = "verl_rlar.host", "verl_rlar.owner"
 """Labels that say whose box it is: the machine with its namespace of processes, and the process there."""
 START_TIMEOUT_S = 60.0
 """How long a box may take to start, in seconds."""
-EVENT_S = 0.5
+EVENT_S = 2.0
 """How long the engine may take to say that a box had no memory left, in seconds."""
+REMOVAL_S = 10.0
+"""How long the engine may take to remove a box that has ended by itself, in seconds."""
 FRAME_BYTES = 64 << 20
 """Most that one message of a box may have."""
 MAX_OUTPUT = 1 << 30
@@ -247,7 +249,7 @@ class Box:
                 return next(events, None) is not None
 
         try:
-            return await asyncio.wait_for(asyncio.to_thread(look), 4 * EVENT_S)
+            return await asyncio.wait_for(asyncio.to_thread(look), 3 * EVENT_S)
         except (APIError, OSError, ValueError, TimeoutError, asyncio.TimeoutError):
             return False
 
@@ -393,6 +395,9 @@ def _remove(container: Any) -> None:
     except (APIError, OSError) as error:
         if "already in progress" not in str(error):
             logger.warning("box %s could not be removed: %s", container.name, str(error)[:200])
+            return
+        with contextlib.suppress(DockerException, OSError):  # it ended by itself, and the engine is at it
+            container.wait(condition="removed", timeout=REMOVAL_S)
 
 
 def sweep(client: Any) -> int:
