@@ -54,7 +54,7 @@ def settings(folder: Path, rows: Iterable[Mapping[str, Any]], **more: Any) -> Rl
     file.write_text("\n".join(map(json.dumps, rows)))
     tree: dict[str, Any] = {
         "run_dir": str(folder),
-        "acquire": {"labelled": [str(file)], "wall_s": 400},
+        "acquire": {"labelled": [str(file)], "wall_s": 240},
         "exam": {"max_queries": 20, "repeats": 10},
         "sandbox": {"backend": "none"},
         **more,
@@ -79,7 +79,7 @@ async def again(folder: Path, config: RlarConfig, digest: str, caplog: pytest.Lo
     reexaminer = Reexaminer(config, folder / FOLDER_NAME)
     reexaminer.ask(digest, "it was flat")
     reexaminer.begin_step(1)
-    await asyncio.wait_for(reexaminer.settled(), 440)
+    await asyncio.wait_for(reexaminer.settled(), 280)
     with Library(folder / FOLDER_NAME) as library:
         assert all(said != "refused" for _, said in take_in(library))
     return caplog.messages[-1]
@@ -141,6 +141,7 @@ def test_what_is_no_fault_of_the_tool_is_no_verdict(
 
 @pytest.mark.docker
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("box_image")
 async def test_verifiers_are_examined_again_in_boxes_and_keep_what_they_passed_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -162,6 +163,7 @@ async def test_verifiers_are_examined_again_in_boxes_and_keep_what_they_passed_f
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_reward_models_are_examined_again_with_the_scale_that_they_have(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -208,6 +210,7 @@ async def test_reward_models_are_examined_again_with_the_scale_that_they_have(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 async def test_rubrics_are_examined_again_with_the_key_of_their_judge(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
