@@ -216,7 +216,7 @@ async def test_reward_models_are_served_on_both_nodes_and_a_dead_pool_comes_back
         models = Models(parse({"hub": hub, "serving": {"nodes": 2, "threads": 1}}))
         spec = chat_reward(commit)
         assert await models.ensure([spec, chat_reward("f" * 40)]) == {chat_reward("f" * 40).digest: ANY}
-        values = {(await models.run(spec, make_sample("No."))).value for _ in range(30)}  # each takes either of both
+        values = {(await models.run(spec, make_sample("No."))).value for _ in range(30)}  # each by either of the two
         assert len(values) == 1, "both give the same number"
         first, second = await models.replicas()
         assert first.ready and second.ready and first.pid != second.pid and min(first.scored, second.scored) > 0

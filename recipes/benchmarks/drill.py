@@ -211,7 +211,7 @@ def settings(folder: Path, run: Path, hub: str, llm: str, *, boxes: bool, limit:
         "+rlar.routing.routes.judged={columns: [judged], parts: [{tool: judge}]}",
         "rlar.acquire.enabled=True",
         f"rlar.acquire.labelled=[{folder.parent}/labelled.jsonl]",
-        *("rlar.acquire.window=32", "rlar.acquire.again_after=1", "rlar.acquire.wall_s=60"),
+        *("rlar.acquire.window=32", "rlar.acquire.again_after=1", "rlar.acquire.wall_s=60", "rlar.acquire.gaps=1000"),
         *(f"rlar.agents.url={llm}/v1", "rlar.agents.model=stand-in", "rlar.agents.timeout_s=2"),
         *("rlar.agents.retries=1", "rlar.agents.max_wait_s=0.2", f"rlar.agents.transcripts={folder}/agents"),
     ]
