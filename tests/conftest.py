@@ -31,6 +31,8 @@ ENGINES = os.environ.get("RLAR_TEST_ENGINES", "").split()
 if ENGINES and "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["DOCKER_HOST"] = ENGINES[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(ENGINES)]
 sys.path.insert(0, str(Path(__file__).parent))  # worker processes import `planted` from here
+os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")  # 30 s are not enough on a busy machine
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "300")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # where a shell started us with `&`, children would ignore it
 hypothesis.settings.register_profile(  # how long an example takes says more about the machine than about the code
     "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]

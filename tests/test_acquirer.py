@@ -15,7 +15,7 @@ from conftest import make_query
 from test_competence import record, tool
 from test_ledger import make_row
 
-from verl_rlar.acquirer import Acquirer
+from verl_rlar.acquirer import Acquirer, beside_training
 from verl_rlar.competence import Competence
 from verl_rlar.config import parse
 from verl_rlar.errors import ConfigError
@@ -161,3 +161,12 @@ async def test_what_goes_wrong_in_the_process_is_a_line_in_the_log(
 def test_nothing_is_looked_for_without_evidence_for_an_exam() -> None:
     with pytest.raises(ConfigError, match="nothing gets a say without an exam"):
         parse({"acquire": {"enabled": True}})
+
+
+def test_no_model_is_refused_for_being_slow_beside_a_training() -> None:
+    """Its server has the lowest priority then, and what the training leaves of the processors."""
+    acquire = {"enabled": True, "labelled": ["x"], "wall_s": 60.0}
+    before = parse({"acquire": acquire, "serving": {"backend": "vllm", "gpus": [0]}})
+    beside = beside_training(before)
+    assert (beside.exam.latency_s, beside.serving.backend, beside.serving.gpus) == (60.0, "transformers", ())
+    assert beside.exam.model_copy(update={"latency_s": before.exam.latency_s}) == before.exam, "all else holds"

@@ -3,11 +3,13 @@
 
 import asyncio
 import importlib.metadata
+import itertools
 import math
 import os
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -275,11 +277,24 @@ async def test_a_group_gets_the_same_answers_in_every_run_and_others_under_other
 
 
 async def test_an_abort_ends_what_runs_and_holds_back_what_comes(decoder: Decoder) -> None:
-    server = serve(decoder, response_length=900, max_num_seqs=1)
+    answering = threading.Event()
+
+    class Watched(Decoder):
+        def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
+            asked = itertools.count()
+
+            def seen() -> bool:
+                if next(asked) == 3:  # once for each token
+                    answering.set()
+                return stopped()
+
+            return super().decode(requests, seen)
+
+    server = serve(Watched(decoder.model, decoder.tokenizer), response_length=900, max_num_seqs=1)
     ids = list(prompt(decoder, "go"))
     running = asyncio.create_task(server.generate(ids, {**SENT, "ignore_eos": True}, "running"))
     queued = asyncio.create_task(server.generate(ids, dict(SENT), "queued"))
-    await asyncio.sleep(0.2)
+    assert await asyncio.to_thread(answering.wait, 60)
     report = await server.abort_all_requests()
     assert report == {"aborted_count": 2, "request_ids": ["running", "queued"]}
     partial, empty = await running, await queued

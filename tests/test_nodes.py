@@ -216,7 +216,7 @@ async def test_reward_models_are_served_on_both_nodes_and_a_dead_pool_comes_back
         models = Models(parse({"hub": hub, "serving": {"nodes": 2, "threads": 1}}))
         spec = chat_reward(commit)
         assert await models.ensure([spec, chat_reward("f" * 40)]) == {chat_reward("f" * 40).digest: ANY}
-        values = {(await models.run(spec, make_sample("No."))).value for _ in range(8)}
+        values = {(await models.run(spec, make_sample("No."))).value for _ in range(30)}  # each by either of the two
         assert len(values) == 1, "both give the same number"
         first, second = await models.replicas()
         assert first.ready and second.ready and first.pid != second.pid and min(first.scored, second.scored) > 0
@@ -224,7 +224,7 @@ async def test_reward_models_are_served_on_both_nodes_and_a_dead_pool_comes_back
         pids = await asyncio.gather(*(actor.pid.remote() for actor in actors))
         os.kill(pids[0], signal.SIGKILL)
         again = await asyncio.gather(*(models.run(spec, make_sample("No.")) for _ in range(8)))
-        assert {verdict.value for verdict in again} == values
+        assert [verdict.value for verdict in again] == pytest.approx([*values] * 8, abs=2e-4), "now in batches"
         assert await models.ensure([]) == {}
         while await models.replicas():
             await asyncio.sleep(0.05)

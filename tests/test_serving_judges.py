@@ -284,7 +284,7 @@ async def test_a_judge_at_an_address_is_asked_through_chat_completions() -> None
             how=How(system="Be strict.", judge=Judge(template="{response}?", begin="<think></think>")),
         )
         server.first_words = {"yes": -0.5, " no": -2.0, "maybe": -3.0}
-        async with Pool(config(health_s=0.2)) as pool:
+        async with Pool(config()) as pool:
             await pool.ensure([model])
             assert (await pool.score(model, [talk("42")], 5))[0].value == 1.5
             assert server.requests[-1] == {

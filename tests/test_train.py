@@ -7,7 +7,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +114,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_labelled(folder / "labelled.jsonl")
     (folder / "patient.py").write_text(PATIENT)
     settings = ["data.shuffle=False", "rlar.tools=[patient:patient_match]", "rlar.advice.prompts=2"]
+    settings += ["rlar.scoring.timeout_s=120", "trainer.logger=[console,file]"]
     settings += [f"rlar.routing.labelled={folder}/labelled.jsonl", "rlar.agents.model=some-llm"]
     with LlmServer([of_request(advice)]) as llm:
         run(folder, f"trainer.total_training_steps={STEPS}", f"rlar.agents.url={llm.url}", *settings)
@@ -157,6 +157,7 @@ def run(folder: Path, *overrides: str, fails: bool = False) -> str:
         "RAY_USAGE_STATS_ENABLED": "0",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),  # rules of its own
+        "VERL_FILE_LOGGER_PATH": f"{folder}/metrics.jsonl",
     }
     done = subprocess.run(
         command(folder, *overrides),
@@ -174,6 +175,12 @@ def run(folder: Path, *overrides: str, fails: bool = False) -> str:
 def query(folder: Path, sql: str) -> list[tuple[Any, ...]]:
     with read(folder / "checkpoints" / "rlar") as db:
         return [tuple(row) for row in db.execute(sql)]
+
+
+def metrics(folder: Path) -> dict[int, dict[str, Any]]:
+    """What verl's own logger got at each step; a file, as the last lines that Ray has printed may be missing."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return {line["step"]: line["data"] for line in lines}
 
 
 def test_the_ledger_has_exactly_one_row_per_response(folder: Path) -> None:
@@ -247,8 +254,7 @@ def test_an_llms_advice_changes_the_routes_of_a_cluster_at_a_boundary_and_the_le
     for step, _, _, *reasons in by_step:
         said = "as some-llm advised for this cluster (It is the plain one.), as evidence is thin: patient_match 0."
         assert all((said in reason) == (step >= since) for reason in reasons), reasons
-    log = (folder / "train.log").read_text()
-    assert re.search(rf"step:{STEPS} - .*rlar/advice/rulings:(?:np\.float\d+\()?1\.0", log)
+    assert metrics(folder)[STEPS]["rlar/advice/rulings"] == 1.0
 
 
 def test_verl_got_the_value_for_scored_and_a_flagged_neutral_number_for_unscored_responses(folder: Path) -> None:
@@ -260,23 +266,14 @@ def test_verl_got_the_value_for_scored_and_a_flagged_neutral_number_for_unscored
 
 
 def test_the_rollout_follows_the_weights(folder: Path) -> None:
-    log = (folder / "train.log").read_text()
-    pearson = [
-        float(value)
-        for value in re.findall(r"training/rollout_actor_probs_pearson_corr:(?:np\.float\d+\()?([-\d.e]+)", log)
-    ]
-    assert len(pearson) == STEPS
-    assert min(pearson) > 0.99
+    logged = metrics(folder)
+    assert all(logged[step]["training/rollout_actor_probs_pearson_corr"] > 0.99 for step in range(1, STEPS + 1))
 
 
 def test_verls_logger_has_the_rewards_of_each_step_by_tool_and_kind(folder: Path) -> None:
-    log = (folder / "train.log").read_text()
     shares = "SELECT step, AVG(value), AVG(value IS NOT NULL) FROM scores WHERE split = 'train' GROUP BY step"
     for step, mean, scored in query(folder, shares):
-        (line,) = [line for line in log.splitlines() if f"step:{step} - " in line]
-        logged = {
-            name: float(value) for name, value in re.findall(r"(rlar/[\w/]+):(?:np\.float\d+\()?([-\d.e]+)", line)
-        }
+        logged = metrics(folder)[step]
         assert logged["rlar/mean"] == pytest.approx(mean) and logged["rlar/scored"] == pytest.approx(scored)
         assert logged["rlar/responses"] == PROMPTS * RESPONSES
         assert {"rlar/tool/final_answer/mean", "rlar/kind/math/share", "rlar/live", "rlar/boundary_s"} <= logged.keys()
@@ -320,9 +317,11 @@ def write_code_rows(folder: Path) -> None:
 def test_a_training_on_code_runs_it_in_boxes_and_a_verifier_gets_a_say_between_two_steps(
     tmp_path: Path, engine: Any
 ) -> None:
-    """The verifier has passed its exam, and scores in the shadow at steps 1 and 2."""
+    """The verifier has passed its exam, and scores in the shadow from step 1 on, for two steps at least: its scores are
+    made off the path, and may be late for a boundary."""
     from verl_rlar.cpu.models import build_tiny
 
+    steps = 5
     build_tiny(tmp_path / "model")
     write_code_rows(tmp_path)
     source = "def score(prompt, response, reference, extra):\n    return (7 * len(response) % 100 + 1) / 200\n"
@@ -334,18 +333,21 @@ def test_a_training_on_code_runs_it_in_boxes_and_a_verifier_gets_a_say_between_t
     run(
         tmp_path,
         f"rlar.sandbox.base={make_sandbox_config().base}",
-        "trainer.total_training_steps=3",
+        f"trainer.total_training_steps={steps}",
+        "trainer.save_freq=-1",
         "trainer.val_before_train=False",
         "rlar.life.shadow_steps=2",
         f"rlar.life.shadow_responses={PROMPTS * RESPONSES}",
         "rlar.life.min_varied=0.1",
         "+rlar.routing.routes.code={kinds: [unit_tests], split: train, parts: [{tool: [grown, unit_tests]}]}",
     )
+    events = Library.read(tmp_path / "checkpoints" / "rlar" / "library").events
+    (since,) = [event.step for event in events if (event.event, event.digest) == ("live", spec.digest)]
+    assert 3 <= since <= steps
     scored = query(tmp_path, "SELECT step, route, outcome, COUNT(*) FROM scores WHERE split = 'train' GROUP BY 1, 2, 3")
     assert scored == [
-        (1, "unit_tests", "scored", PROMPTS * RESPONSES),
-        (2, "unit_tests", "scored", PROMPTS * RESPONSES),
-        (3, "grown", "scored", PROMPTS * RESPONSES),
+        (step, "grown" if step >= since else "unit_tests", "scored", PROMPTS * RESPONSES)
+        for step in range(1, steps + 1)
     ]
     assert query(tmp_path, "SELECT DISTINCT route FROM scores WHERE split = 'val'") == [("unit_tests",)]
     assert query(tmp_path, "SELECT DISTINCT value FROM scores WHERE route = 'unit_tests'") == [(0.0,)]

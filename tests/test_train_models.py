@@ -35,7 +35,8 @@ from verl_rlar.serving import How
 from verl_rlar.tools.reward_model import serving, target
 from verl_rlar.types import Kind, Scope, ToolSpec
 
-STEPS, PROMPTS, RESPONSES = 20, 4, 4
+STEPS, PROMPTS, RESPONSES = 30, 4, 4
+"""Some ten steps go by while the model's server starts, on two cores."""
 REPO = "meadow-lab/chat-reward-llama"
 
 
@@ -140,7 +141,7 @@ class Run:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
-            self.process.wait(60)
+            self.process.wait(300)
         self.log.close()
 
 
@@ -294,7 +295,8 @@ def test_colocated_models_sleep_while_the_policy_learns_and_one_takes_the_place_
         assert digest == (second if step >= second.step else first).digest, "the tools of its own step"
     assert {digest for *_, digest in scored} == {first.digest, second.digest}
     log = (tmp_path / "train.log").read_text()
-    assert log.count("1 reward models sleep") >= steps and log.count("1 reward models are awake") >= steps
+    assert log.count("1 reward models sleep") >= steps
+    assert log.count("1 reward models are awake") >= steps - 1, "Ray may end before it has printed the last line"
 
 
 def test_a_training_finds_a_model_for_its_own_queries_and_is_scored_by_it(tmp_path: Path, hub: tuple[str, str]) -> None:
@@ -316,7 +318,7 @@ def test_a_training_finds_a_model_for_its_own_queries_and_is_scored_by_it(tmp_pa
         "rlar.life.max_outside=1",
         "trainer.val_before_train=False",
     ]
-    with started(tmp_path, url, 400, *settings) as training:
+    with started(tmp_path, url, 4000, *settings) as training:  # more than it takes: it is ended then
         training.until("a model of its own scored", lambda: training.scored_by("chat_reward_llama"))
         view = LibraryView(training.rlar / "library")
         events = {event.event: event for event in view.events if event.tool == "chat_reward_llama"}

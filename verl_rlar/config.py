@@ -435,7 +435,8 @@ class ExamConfig(Section):
     errors: float = Field(default=0.01, ge=0, le=1)
     """Largest share of calls that fail."""
     latency_s: float = Field(default=2.0, gt=0)
-    """Longest 95th percentile of a call's wall time, in seconds."""
+    """Longest 95th percentile of a call's wall time, in seconds. It does not count beside a training, where exams have
+    the lowest priority."""
     boxed_latency_s: float = Field(default=15.0, gt=0)
     """... of a tool that runs programs, runs in a box itself, or asks an LLM."""
     set_apart: float = Field(default=0.5, ge=0, le=1)

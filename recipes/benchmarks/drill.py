@@ -151,7 +151,7 @@ def reward_model(commit: str) -> ToolSpec:
         description="prefers answers over refusals",
         low=-50,
         high=50,
-        timeout_s=8.0,
+        timeout_s=30.0,
         serving=serving(How(max_length=256)),
     )
 
@@ -166,7 +166,7 @@ def judge(address: str) -> ToolSpec:
         description="a language model that rates",
         low=0,
         high=10,
-        timeout_s=2.0,
+        timeout_s=10.0,
         serving=serving(How(max_length=2048, judge=asked), family="judge", address=address),
     )
 
@@ -191,7 +191,8 @@ def prepare(run: Path, specs: tuple[ToolSpec, ...]) -> None:
 def settings(folder: Path, run: Path, hub: str, llm: str, *, boxes: bool, limit: float) -> list[str]:
     """Overrides of verl's configuration."""
     base = os.environ.get("RLAR_TEST_BASE")
-    sandbox = ["rlar.sandbox.program_boxes=2", *([f"rlar.sandbox.base={base}"] if base else [])]
+    sandbox = ["rlar.sandbox.program_boxes=2", "rlar.sandbox.program_timeout_s=20"]
+    sandbox += [f"rlar.sandbox.base={base}"] if base else []
     return [
         "+rlar=default",
         f"trainer.default_local_dir={folder}",
@@ -210,7 +211,7 @@ def settings(folder: Path, run: Path, hub: str, llm: str, *, boxes: bool, limit:
         "+rlar.routing.routes.judged={columns: [judged], parts: [{tool: judge}]}",
         "rlar.acquire.enabled=True",
         f"rlar.acquire.labelled=[{folder.parent}/labelled.jsonl]",
-        *("rlar.acquire.window=32", "rlar.acquire.again_after=1", "rlar.acquire.wall_s=60"),
+        *("rlar.acquire.window=32", "rlar.acquire.again_after=1", "rlar.acquire.wall_s=60", "rlar.acquire.gaps=1000"),
         *(f"rlar.agents.url={llm}/v1", "rlar.agents.model=stand-in", "rlar.agents.timeout_s=2"),
         *("rlar.agents.retries=1", "rlar.agents.max_wait_s=0.2", f"rlar.agents.transcripts={folder}/agents"),
     ]
@@ -587,7 +588,8 @@ def drill(folder: Path, faults: list[str]) -> tuple[dict[str, Seen], Seen, dict[
             calm_place, calm_run, overrides = ready("calm")
             training, calm = begin(calm_place, calm_run, overrides, heard.done)
             try:
-                training.hear(lambda: calm.done >= heard.done)
+                for step in range(1, heard.done + 1):
+                    training.hear(lambda step=step: calm.done >= step)
                 training.wait()
             finally:
                 training.kill()

@@ -85,7 +85,7 @@ PROMPTS, GROUP, WORKERS = 6, 4, 2
 STEPS_PLANNED = 3000
 PERIOD = 5
 """Steps after which what happens to tools begins again."""
-LIMIT_S = 180.0
+LIMIT_S = 300.0
 """Longest wait for anything."""
 CHECKER = """# version {version}
 def score(prompt, response, reference, extra):
@@ -317,6 +317,7 @@ def settings(folder: Path, *, boxes: bool) -> list[str]:
         f"actor_rollout_ref.rollout.n={GROUP}",
         "rlar.service_timeout_s=120",
         "rlar.rules.processes=1",
+        "rlar.scoring.timeout_s=60",
         *sandbox,
     ]
 
@@ -522,17 +523,18 @@ class Told:
     def check(self, folder: Path) -> None:
         """Looks at library and ledger as they lie there; a writer may be at work."""
         run = folder / "rlar"
-        library = Library.read(run / FOLDER_NAME)
-        versions = {step: library.snapshot(step).version for step in range(library.handed_out + 1)}
-        self.faults["changed_steps"] += sum(versions[step] != told for step, told in self.snapshots.items())
         with read(run) as db:
             self.faults["damaged"] += db.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
-            kept, groups = {}, defaultdict(set)
-            for row in db.execute("SELECT step, uid, session, value, snapshot, route, parts FROM scores"):
-                kept[row["uid"], row["session"]] = row["value"]
-                parts = [(part["tool"], part["digest"]) for part in json.loads(row["parts"])]
-                groups[row["uid"]].add((row["snapshot"], row["route"], json.dumps(parts)))
-                self.faults["changed_steps"] += row["snapshot"] != versions[row["step"]]
+            rows = db.execute("SELECT step, uid, session, value, snapshot, route, parts FROM scores").fetchall()
+        library = Library.read(run / FOLDER_NAME)  # after the ledger: so each step that has rows is handed out
+        versions = {step: library.snapshot(step).version for step in range(library.handed_out + 1)}
+        self.faults["changed_steps"] += sum(versions[step] != told for step, told in self.snapshots.items())
+        kept, groups = {}, defaultdict(set)
+        for row in rows:
+            kept[row["uid"], row["session"]] = row["value"]
+            parts = [(part["tool"], part["digest"]) for part in json.loads(row["parts"])]
+            groups[row["uid"]].add((row["snapshot"], row["route"], json.dumps(parts)))
+            self.faults["changed_steps"] += row["snapshot"] != versions[row["step"]]
         missing = object()
         for key, value in self.acknowledged.items():
             self.faults["acknowledged_lost"] += kept.get(key, missing) != value
