@@ -89,6 +89,8 @@ CONFIGS = {
     "control characters": ({"_name_or_path": "\x1b[2J"}, "not printable"),
     "deep": ({"rope_scaling": {"a": {"b": {"c": {"d": 1}}}}}, "too deep"),
     "memory": ({"max_position_embeddings": 10**9}, "too large a number"),
+    "a number of a thousand digits": ({"vocab_size": 10**1000}, "too large a number"),
+    "below zero, too": ({"some_field": -(10**1000)}, "too large a number"),
     "infinite": ({"rms_norm_eps": float("inf")}, "too large a number"),
     "not a number": ({"rms_norm_eps": float("nan")}, "too large a number"),
     "two architectures": ({"architectures": ["LlamaForSequenceClassification", "X"]}, "exactly one architecture"),
@@ -275,6 +277,12 @@ def test_pickles_and_code_beside_safetensors_do_not_matter_but_bad_names_do(
     model = _model({})
     bad = replace(model, files=(*model.files, HubFile(path="../../x", size=1)))
     assert any("lead out of its folder" in reason for reason in check(bad, SETTINGS).reasons)
+
+
+def test_a_size_beyond_all_floats_is_refused() -> None:
+    file = HubFile(path="model.safetensors", size=10**1000)
+    report = check(HubModel(facts=Facts(repo="a/b", commit="0" * 40), files=(file,), weights=(file,)), SETTINGS)
+    assert any(reason.startswith("size: its weights are ") for reason in report.reasons)
 
 
 def test_no_check_that_could_not_look_lets_a_model_pass() -> None:

@@ -31,6 +31,7 @@ def sample(reference: str | None, response: str, extra: Mapping[str, Any] = CITI
         "Answer: C) Paris", "The answer is Paris.", "The correct answer is **C) Paris**.",
         "the correct option is (C) Paris.",
         "The answer is option C because it is.", "The correct answer to the question is C", "I would choose C",
+        r"The answer is \(C\)", r"The answer is \[C\]", "The answer is `C`.", "<answer>C</answer>", r"\(C\)",
         r"\boxed{C}", r"$\boxed{\text{C}}$", r"\boxed{\text{(C)}}", r"\boxed{C. Paris}", r"\boxed{Paris}",
         "(A) is wrong since it is in England, (B) is too far north. So the answer is (C).",
         "A) no\nB) no\nSo it must be **(C)**.", "A is in England, B in Germany.\n\nC",
@@ -49,7 +50,7 @@ def test_the_choice_is_found(response: str) -> None:
         "", "I do not know", "A or C", "The answer is A or C", "The answer is C and D.", "(A) and (C)", "(C) (D)",
         "Answer: C, D",
         r"\boxed{A, C}", r"\boxed{C} or D? \boxed{A}", "A,B,C,D", "ABCD", "**A** **B** **C**", "A\nB\nC\nD",
-        "C) London",
+        "C) London", r"The answer is \(A\) or \(C\)", "<answer>A, C</answer>",
         "A) London\nB) Berlin\nC) Paris\nD) Rome", "The answer is C) Rome", "The answer is (A) (B) (C) (D)",
     ],
 )  # fmt: skip

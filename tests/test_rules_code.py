@@ -109,6 +109,14 @@ def test_program_is_the_last_block_that_defines_what_is_asked_for(response: str,
     assert program_of(response, NO_PROMPT, ("add",)) == program
 
 
+def test_a_block_with_an_example_below_a_whole_program_is_not_the_program() -> None:
+    program = "print(2 * int(input()))\n"
+    for below in ("```\n2\n```\ngives\n```\n4\n```", "```python\n# 2 -> 4\n```", "```text\n4\n```"):
+        assert program_of(f"```python\n{program}```\nFor example\n{below}", NO_PROMPT, ()) == program
+    assert program_of(f"```python\nprint(1)\n```\nBetter:\n```\n{program}```", NO_PROMPT, ()) == program
+    assert program_of("```\nx = 5\n```", NO_PROMPT, ()) == "x = 5\n"
+
+
 def test_only_a_row_that_is_read_at_once_is_short() -> None:
     assert is_short(make_query("add", None, test_list=["assert add(1, 2) == 3", "assert add(1, 1) == 2"]))
     assert not is_short(make_query("add", None, test="assert add(1, 2) == 3\n" * 1000))

@@ -72,6 +72,11 @@ def test_a_fraction_is_the_same_in_every_spelling(f: Fraction, k: int, frac: str
         ("3000000", [r"3 \cdot 1000000"], [r"3 \times 10^6", "3e6"]),
         (r"1 + \sqrt{5}", [r"(3 - 2) + \sqrt{5}"], [r"\sqrt{5} + 1"]),
         ("1, 2", ["1, 1 + 1"], ["2 and 1"]),
+        ("50", [r"19\frac{31}{1}", r"19 \tfrac{62}{2}", r"19\frac{31}{\frac{1}{1}}"], ["50"]),
+        ("50", ["19 - 31i^2", r"19 i^4 + 31", r"\frac{19i + 31i}{i}"], [r"\boxed{50}"]),
+        ("589", [r"-19i \cdot 31i"], ["589"]),
+        (r"\frac{101}{2}", [r"19\frac{63}{2}", "19 63/2"], [r"50\frac{1}{2}", "50 1/2"]),
+        ("6 - 5i", [], ["6-5i", r"\boxed{-5i + 6}"]),
         ("3 hours", ["1 + 2 hours", "6/2 hours"], ["3 hours"]),
         ("60 km/h", [], ["60 km/h", "60"]),
     ],
@@ -130,6 +135,22 @@ def test_what_equals_the_reference(reference: str, right: list[str], wrong: list
         assert value(reference, rf"\boxed{{{answer}}}") == 1.0, answer
     for answer in wrong:
         assert value(reference, rf"\boxed{{{answer}}}") == 0.0, answer
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        "She makes **$18** at the farmers' market every day.", "It takes 18 on Monday.",
+        "The answer is 18 if all come.",
+        "The answer is:\n\\[\n18\n\\]", "The answer is:\n\n$$\n18\n$$\n\nIt was 9 + 9.", "The answer is:\n```\n18\n```",
+        "**Solution:**\n\nLet 3 be x. Then we get 15.\n\nSo the total is 18.", "Solution: first 3 + 4 = 7.\nThen 18.",
+        "The result is 18.\n\nCheck: 9 * 2.", r"\boxed{\text{18 dollars}}", r"\boxed{\text{\$18}}",
+        "The answer is `18`.",
+    ],
+)  # fmt: skip
+def test_what_models_write_around_a_right_answer_does_not_make_it_wrong(response: str) -> None:
+    assert value("18", response) == 1.0
+    assert value("17", response) == 0.0
 
 
 def test_listing_candidates_is_a_wrong_answer() -> None:
@@ -239,6 +260,8 @@ HOSTILE = {
     "spaces": "answer" + " " * TAIL,
     "thousands": "123," * 50_000,
     "stars": "*" * TAIL,
+    "line ends": "x" + "\n" * TAIL + "x",
+    "line ends of another machine": "\r\n" * (TAIL // 2) + "x",
     "a tower of powers": r"\boxed{9^{9^{9^{9^{9}}}}}",
     "a large power": r"\boxed{10^{10^{10}}}",
     "a large factorial": r"\boxed{100000000!}",

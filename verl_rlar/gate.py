@@ -66,6 +66,8 @@ FUNCTIONS = {
 }
 """Fields in which sentence-transformers names a function, and what is allowed there: torch's own activations."""
 LARGEST_SIZE, LARGEST_NUMBER = 1 << 24, 1 << 31
+HUGE = 1 << 100
+"""What larger whole numbers are told as: they may have thousands of digits, and a float cannot hold them."""
 TEXT_LENGTH, ENTRIES = 200, 4096
 """Longest text in a config, and most entries of a list or mapping."""
 
@@ -352,7 +354,7 @@ def _safetensors(model: HubModel, config: HubConfig) -> str:
 
 
 def _size(model: HubModel, config: HubConfig) -> str:
-    size = model.weight_bytes / GIB
+    size = min(model.weight_bytes, HUGE) / GIB
     if size > config.max_gb:
         raise _Refused(f"its weights are {size:.1f} GiB; rlar.hub.max_gb is {config.max_gb:g}")
     if not model.weights:
@@ -447,6 +449,7 @@ def _harmless(name: str, value: Any, depth: int = 0) -> None:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         limit = LARGEST_SIZE if isinstance(value, int) and SIZES.fullmatch(name) else LARGEST_NUMBER
         if not abs(value) <= limit:
+            value = value if isinstance(value, float) else max(-HUGE, min(value, HUGE))
             raise _Refused(f"{name[:80]!r}: {value:.3g} is too large a number")
 
 

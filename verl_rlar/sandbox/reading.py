@@ -61,9 +61,12 @@ _BETWEEN_BOXES = re.compile(r"(?:[\s,;$&]|\\[()\[\]]|\\q?quad|\\text|[{}]|and|or
 _HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
 _STATES = r"(?:\s+(?:to|of|for)\s[^\n:.=]{0,80})?(?:\s+is|\s+are|\s*[:=])+[:\s]*(?=([^\s][^\n]{0,600}))"
 _PHRASES = (
-    re.compile(rf"answer{_STATES}|^\s*A:\s*(?=([^\s][^\n]{{0,600}}))", re.IGNORECASE | re.MULTILINE),
+    re.compile(rf"answer{_STATES}|^[^\S\n]*A:\s*(?=([^\s][^\n]{{0,600}}))", re.IGNORECASE | re.MULTILINE),
     re.compile(rf"(?:solution|result){_STATES}()", re.IGNORECASE),
 )
+_OPENS = re.compile(r"(\\\[|\$\$|```)\w*\s*")
+_CLOSES = {"\\[": "\\]", "$$": "$$", "```": "```"}
+"""Beginnings of formulas and fences that take lines of their own, and their ends."""
 _FORMULA = re.compile(
     r"\$\$([^$]{1,600})\$\$|(?<![\\\d])\$(?=[^\s$])((?:\\\$|[^$\n]){1,600})(?<=[^\s\\])\$(?!\d)|\\\(((?:[^\\]|\\[^()]){1,600})\\\)"
     r"|\\\[((?:[^\\]|\\[^\[\]]){1,600})\\\]"
@@ -83,7 +86,7 @@ def final_answer(response: str) -> str:
     Of the response without its thoughts (`answer_of`), in this order: the content of the last closed ``\boxed{}`` or
     of the last line ``#### ...``, whichever stands later (neighbouring boxes are joined by commas); the rest of the
     line after the last "answer is", "answer:" or a line's "A:" (without these, "solution" or "result"), hedges
-    included; the last line.
+    included, or the formula or fence that begins there; the last line.
 
     Returns:
         For example ``\frac{1}{2}``, ``18 dollars.`` or ``3 or 4``; the empty string if there is nothing.
@@ -93,9 +96,9 @@ def final_answer(response: str) -> str:
     if stated is not None:
         return stated
     text = _without_bold(text)
-    phrase = _last(_PHRASES[0], text) or _last(_PHRASES[1], text)
-    if phrase is not None:
-        return (phrase.group(1) or phrase.group(2)).strip()
+    stated = _phrased(text)
+    if stated is not None:
+        return stated
     return text.strip().rpartition("\n")[2].strip()
 
 
@@ -114,13 +117,32 @@ def find_answer(response: str, *, words: bool = False) -> str | None:
     if stated is not None:
         return stated
     text = _without_bold(text)
-    phrase = _last(_PHRASES[0], text) or _last(_PHRASES[1], text)
-    if phrase is not None:
-        return _from_prose(phrase.group(1) or phrase.group(2))
+    stated = _phrased(text)
+    if stated is not None:
+        return _from_prose(stated)
     line = text.strip()
     if len(line) <= 200 and "\n" not in line and line and (words or not _is_prose(line)):
         return line
     return _last_value(text)
+
+
+def _phrased(text: str) -> str | None:
+    """What stands after the last "answer is" or the like; None if there is nothing of the kind."""
+    phrase = _last(_PHRASES[0], text)
+    weak = phrase is None
+    phrase = phrase or _last(_PHRASES[1], text)
+    if phrase is None:
+        return None
+    group = 1 if phrase.group(1) else 2
+    said, after = phrase.group(group).strip(), text[phrase.end(group) :]
+    if weak and after.strip():  # "Solution:" above a text is its title
+        head = text[phrase.start() : phrase.start(group)]
+        if ":" in head and ("\n" in head or _is_prose(_sentence(said))):
+            return None
+    if opens := _OPENS.fullmatch(said):
+        inside, closed, _ = after[: 2 * LONGEST].partition(_CLOSES[opens[1]])
+        said = " ".join(inside.split()) if closed and inside.strip() else said
+    return said
 
 
 def _without_bold(text: str) -> str:
@@ -174,9 +196,7 @@ def _closing(text: str, start: int, stop: int) -> int | None:
 
 def _from_prose(text: str) -> str:
     """The answer at the head of a line such as ``$5$, because ...``."""
-    text = text[:LONGEST]
-    end = _SENTENCE_END.search(text)
-    head = text[: end.start()] if end else text
+    head = _sentence(text)
     if not _is_prose(head):
         return head.strip()
     formulas = list(_FORMULA.finditer(head))
@@ -199,6 +219,13 @@ def _from_prose(text: str) -> str:
         stop = following.end()
     unit = _UNIT_TAIL.match(head, stop)
     return (head[number.start() : stop] + (unit[0] if unit else "")).strip()
+
+
+def _sentence(text: str) -> str:
+    """The first sentence of a text, without its end."""
+    text = text[:LONGEST]
+    end = _SENTENCE_END.search(text)
+    return text[: end.start()] if end else text
 
 
 def _last_value(text: str) -> str | None:

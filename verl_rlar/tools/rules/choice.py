@@ -33,6 +33,8 @@ _OPTION_LINE = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]*(\S[^\n]*)", re.MUL
 _ONLY_LETTER = re.compile(r"[\s(\[{*$.]*(?:option|choice|answer)?[\s(\[{*$]*([A-Za-z])[\s)\]}*$.:,!]*", re.IGNORECASE)
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_DELIMITER = re.compile(r"\\[()\[\]]|`|</?answer>")
+"""What stands around a letter and says nothing: ``\\(C\\)``, backticks, tags."""
 _PHRASE = re.compile(
     r"(?:answer|choice|option)(?:[ \t]+(?:to|for|of)\b[^\n:.]{0,80})?"
     r"(?:[ \t*_]*(?:\bis\b|\bwould be\b|\bmust be\b|\btherefore\b|\bthus\b|[:=]))+"
@@ -115,6 +117,7 @@ def _by_text(text: str, options: dict[str, str]) -> str | None:
 
 def _chosen(text: str, options: dict[str, str]) -> set[str]:
     """The letters that the final statement names."""
+    text = _DELIMITER.sub("", text)
     if boxes := deque(_BOX.finditer(text), maxlen=1):
         return _statement(boxes[0][1], options)
     stated: set[str] = set()

@@ -6,9 +6,9 @@ back as plain data. Inputs and expected values of data (`code_tests.Streams`, `c
 here; tests that are Python themselves run in another box, a verifier's, which asks for the program's answers
 (`code_judge`).
 
-The program is the last fenced block (of those that define what is asked for, if any does), else the whole response
-after its thinking. If it does not define what is asked for, it continues the prompt's code; else the prompt's imports
-and helpers are put before it.
+The program is the last fenced block (of those that define what is asked for, or, where that has no name, of those
+that write something, if any does), else the whole response after its thinking. If it does not define what is asked
+for, it continues the prompt's code; else the prompt's imports and helpers are put before it.
 
 Output is compared by its tokens: white space does not matter, and where a number with a decimal point or an exponent
 is expected, 1e-6 of it (or 1e-9) is near enough. Results of functions are compared as Python does, but for lists and
@@ -257,7 +257,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
     """
     text = answer_of(response) if "think>" in response else response
     blocks = code_blocks(text)
-    defining = [block for block in blocks if _defines(block, wanted)] if wanted else []
+    defining = [block for block in blocks if (_defines(block, wanted) if wanted else _WRITES.search(block))]
     code = (defining or blocks or [text])[-1]
     if not wanted or not prompt.text:
         return code
@@ -269,6 +269,8 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
     return "\n".join([*future, prompt.preamble, _FUTURE.sub("", code) if future else code])
 
 
+_WRITES = re.compile(r"\b(?:print|write|writelines|stdout|exec|eval|system)\b")
+"""What a whole program has in it; an example of its input and output, in a block below, has not."""
 _FUTURE = re.compile(r"^from __future__ import [^\n]*", re.MULTILINE)
 
 

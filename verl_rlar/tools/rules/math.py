@@ -19,10 +19,11 @@ unit. Nothing is converted (500 cm is not 5 m), except per cent: 50 % = 0.5 = 1/
 is ``50%``, and ``50%`` is right if the reference is 50 (only for references of at least 1: against 0.5, ``0.5%`` is
 wrong). Words as reference (``\text{Evelyn}``) are compared as words.
 
-**What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2`` or ``5!`` where the reference is a number that is worked
-out: a computation is left to be done. Otherwise the sum of the question is its own right answer, which a policy that
-cannot add learns to give (`recipes/multitask_cpu`). Fractions (``\frac{18}{2}``, too), roots that stay roots, and
-powers of ten are numbers as they are written; a reference that has computations itself allows them in the answer.
+**What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2``, ``5!``, ``19\frac{31}{1}`` or ``19 - 31i^2`` where the
+reference is a number that is worked out: a computation is left to be done. Otherwise the sum of the question is its own
+right answer, which a policy that cannot add learns to give (`recipes/multitask_cpu`). Fractions (``\frac{18}{2}``,
+too), mixed numbers with a proper one, roots that stay roots, and powers of ten are numbers as they are written; a
+reference that has computations itself allows them in the answer.
 
 Guarantees: no text is evaluated, not even its digits. The parser is latex2sympy2_extended, math-verify's own, a
 grammar that builds trees; the other parser of math-verify, for plain expressions, is SymPy's `parse_expr`, which calls
@@ -164,12 +165,15 @@ _DOLLAR = "\ue000"
 _STRIP = re.compile(
     r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|mathop)(?![A-Za-z])\.?|(?<!\\)\\!\s*|(?<!\\)\*\*$|^\*\*"
 )
+_TEXT_AMOUNT = re.compile(r"^\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{(\s*-?(?:\\?\$)?\d[^{}]*)\}$")
+"""``\text{18 dollars}``"""
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _THOUSANDS = re.compile(r"(?<![\w.,(\[])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 
 
 def _clean(text: str) -> str:
     """One spelling for what has several: Unicode, spaces, math delimiters, dollar signs, thousands separators."""
+    text = _TEXT_AMOUNT.sub(r"\1", text.strip("` \n"))
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     for symbol, latex in _UNICODE.items():
         text = text.replace(symbol, latex)
@@ -368,6 +372,8 @@ _ONE_LETTER = frozenset(spelling for spelling in _UNIT_OF if len(spelling) == 1)
 _UNIT_ALONE = frozenset({"in", "m", "s", "h", "g", "l", "min"})
 """Spellings that are units only if nothing follows: "5 in total" is no length."""
 
+_GOES_ON = re.compile(r"[A-Za-z]{3}|[a-z] [a-z]{2}|per |(?:as|at|by|if|in|is|of|on|so|to)(?: |$)")
+"""How words begin that go on after an amount, so that "18 at the market" is 18, and no product of letters."""
 _DEGREES = re.compile(r"\s*(?:\^\s*\{?\s*\\circ\s*\}?|\\degree)(?:\s*(?:\\text\s*\{)?\s*([CF])\}?)?$")
 _PERCENT = re.compile(r"\s*(?:\\?%|\\text\s*\{\s*\\?%\s*\})$")
 _MONEY = re.compile(rf"^(-?)\s*([{_DOLLAR}€£])\s*")
@@ -434,9 +440,7 @@ def _split_unit(text: str, numeric: bool) -> tuple[str, str]:
             return text, ""
         if not re.search(r"[A-Za-z]{2}", words):  # 5 m, 5x: a variable, unless it must be a unit
             return (core, known) if known and (numeric or not glued) else (text, "")
-        if known or (
-            not glued and re.match(r"[A-Za-z]{3}|[a-z] [a-z]{2}|per |in |of ", words) and not MATH_WORD.match(words)
-        ):
+        if known or (not glued and _GOES_ON.match(words) and not MATH_WORD.match(words)):
             return core, known
     return text, ""
 
@@ -651,16 +655,34 @@ def _same_percent(gold: _Form, answer: _Form) -> bool:
 
 _FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\div(?![A-Za-z])|\\[dt]?binom")
 """What the parser computes at once, so that the tree does not show it."""
+_MIXED = re.compile(r"\d\s*\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))|\d\s+(\d+)\s*/\s*(\d+)")
+_MIXED_HEAD = re.compile(r"\d\s*\\[dtc]?frac|\d\s+\d+\s*/")
+_LONE_I = re.compile(r"(?<![\\A-Za-z])i(?![A-Za-z])|\\imath")
 
 
 def _undone(form: _Form) -> bool:
     """Whether a computation is left to be done somewhere in an answer."""
     if form.parts:
         return any(_undone(part) for part in form.parts)
+    if isinstance(form.tree, sympy.Expr) and _hides(form.tree, form.text):
+        return True
     if isinstance(form.tree, sympy.Integer):
         return bool(_FOLDED.search(form.text))
     entries = form.tree.flat() if isinstance(form.tree, sympy.MatrixBase) else [form.tree]
     return any(isinstance(entry, sympy.Expr) and _computes(entry) for entry in entries)
+
+
+def _hides(tree: sympy.Expr, text: str) -> bool:
+    """Whether a sum or product was made of what is none by its looks: ``19\\frac{31}{1}`` and ``19 - 31i^2`` are 50."""
+    proper = 0
+    for found in _MIXED.finditer(text):
+        over, under = (number for number in found.groups() if number)
+        if int(over) >= int(under):
+            return True
+        proper += 1
+    if tree.is_Number and len(_MIXED_HEAD.findall(text)) > proper:
+        return True
+    return not tree.has(sympy.I) and bool(_LONE_I.search(text))
 
 
 def _computes(tree: sympy.Expr) -> bool:
