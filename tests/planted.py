@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -108,8 +109,30 @@ def homeless(sample: Sample) -> Verdict:
     raise ToolUnavailable("homeless: no box")
 
 
+class TwoWords(Exception):
+    """As many exceptions do, it takes other arguments than it keeps: `pickle` cannot make it again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+@rule(name="odd_error", kinds=SHORT_TEXT, description="Raises something that cannot be sent to another process.")
+def odd_error(sample: Sample) -> Verdict:
+    raise TwoWords("no", "words")
+
+
+@rule(name="quitting", kinds=SHORT_TEXT, description="Ends the program that it takes itself for.")
+def quitting(sample: Sample) -> Verdict:
+    sys.exit("usage: quitting FILE")
+
+
+@rule(name="numbered", kinds=SHORT_TEXT, description="Says in which process it runs.")
+def numbered(sample: Sample) -> Verdict:
+    return Verdict(value=1.0, reason=str(os.getpid()))
+
+
 ALL = (
     *(same, half, error_rate, open_gate, shut_gate, abstaining, cheat_catcher, endless, sleeper, crashing, dying),
-    *(dying_once, hungry, not_a_number, too_high, wordy, homeless),
+    *(dying_once, hungry, not_a_number, too_high, wordy, homeless, odd_error, quitting, numbered),
 )
 SNAPSHOT = Snapshot(tools=tuple(rule.spec for rule in ALL))

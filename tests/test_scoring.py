@@ -17,6 +17,7 @@ import pytest
 from conftest import make_query, make_sample
 
 from verl_rlar.config import RulesConfig, ScoringConfig
+from verl_rlar.errors import ToolUnavailable
 from verl_rlar.scoring import Scorer
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Kind, Outcome, Route, RoutePart, Sample, Score
@@ -86,6 +87,8 @@ async def test_a_caught_cheat_scores_0_and_is_flagged(runner: RuleRunner) -> Non
         ("wordy", Outcome.FAILED, "instead of a Verdict"),
         ("homeless", Outcome.FAILED, "no box"),
         ("endless", Outcome.FAILED, "still at work"),
+        ("odd_error", Outcome.FAILED, "TwoWords: no words"),
+        ("quitting", Outcome.FAILED, "SystemExit: usage"),
     ],
 )
 async def test_what_is_no_score_is_unscored_and_never_0(
@@ -122,6 +125,25 @@ async def test_a_call_whose_process_dies_is_tried_once_more(runner: RuleRunner, 
     assert (await score(runner, route_of("dying_once"), sample)).value == 1.0
     (tmp_path / "mark").unlink()
     assert (await score(runner, route_of("dying_once"), sample, retries=0)).outcome is Outcome.FAILED
+
+
+async def test_after_what_cannot_be_sent_back_the_next_call_is_answered(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("odd_error"))).outcome is Outcome.FAILED
+    assert (await score(runner, route_of("same"))).value == 1.0
+
+
+async def test_a_worker_that_dies_while_idle_costs_no_later_call() -> None:
+    with RuleRunner(RulesConfig(processes=1), (planted.numbered.spec.target,)) as runner:
+        worker = int((await score(runner, route_of("numbered"))).reason)
+        os.kill(worker, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while runner._pool.active and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        assert not runner._pool.active, "the pool has seen it, and takes no call any more"
+        again = await score(runner, route_of("numbered"), timeout_s=60)
+        assert again.value == 1.0 and int(again.reason) != worker
+    with pytest.raises(ToolUnavailable, match="were ended"):
+        await runner.run(planted.numbered.spec, make_sample())
 
 
 async def test_a_route_without_tools_is_unscored_with_the_routers_reason(runner: RuleRunner) -> None:
