@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from verl_rlar.errors import ToolUnavailable
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Sample, Snapshot, Verdict
@@ -109,6 +111,16 @@ def homeless(sample: Sample) -> Verdict:
     raise ToolUnavailable("homeless: no box")
 
 
+@rule(name="numpys", kinds=SHORT_TEXT, description="Answers in numpy's numbers, and quotes half a character.")
+def numpys(sample: Sample) -> Verdict:
+    return Verdict(value=np.float32(0.5), reason="got \ud83d", details={"cosine": np.float32(0.25)})
+
+
+@rule(name="spelled", kinds=SHORT_TEXT, description="Answers a number in words.")
+def spelled(sample: Sample) -> Verdict:
+    return Verdict(value="one half")  # type: ignore[arg-type]
+
+
 class TwoWords(Exception):
     """As many exceptions do, it takes other arguments than it keeps: `pickle` cannot make it again."""
 
@@ -134,5 +146,6 @@ def numbered(sample: Sample) -> Verdict:
 ALL = (
     *(same, half, error_rate, open_gate, shut_gate, abstaining, cheat_catcher, endless, sleeper, crashing, dying),
     *(dying_once, hungry, not_a_number, too_high, wordy, homeless, odd_error, quitting, numbered),
+    *(numpys, spelled),
 )
 SNAPSHOT = Snapshot(tools=tuple(rule.spec for rule in ALL))
