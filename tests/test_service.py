@@ -89,6 +89,27 @@ async def test_clusters_and_what_is_known_of_tools_outlive_the_service(tmp_path:
     second.close()
 
 
+async def test_a_start_with_other_settings_of_routes_goes_by_them_for_prompts_of_before_too(tmp_path: Path) -> None:
+    query = make_query(
+        "Write a poem.", "Roses are red and violets are blue: more words of prose than a check of short texts takes"
+    )
+    found: dict[str, Route] = {}
+    declared = {name: {"parts": [{"tool": name}]} for name in ("token_f1", "exact_match")}
+    settings = {
+        "defaults": RoutingConfig(),
+        "fallback": RoutingConfig(fallback="token_f1"),
+        "declared": RoutingConfig(routes=declared),
+        "reordered": RoutingConfig(routes=dict(reversed(declared.items()))),
+        "defaults again": RoutingConfig(),
+    }
+    for start, routing in settings.items():
+        service = Service(RlarConfig(run_dir=str(tmp_path), routing=routing), start)
+        found[start] = await service.route(query, await service.at(1))
+        service.close()
+    assert [route.name for route in found.values()] == ["-", "token_f1", "token_f1", "exact_match", "-"]
+    assert found["defaults again"] == found["defaults"], "and this one is the one of then"
+
+
 async def test_labelled_answers_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path) -> None:
     config = RlarConfig(run_dir=str(tmp_path), routing=RoutingConfig(labelled=str(tmp_path / "gone.jsonl")))
     with pytest.raises(DataError, match=r"labelled answers .*gone\.jsonl"):

@@ -187,11 +187,14 @@ class Snapshot:
     """Tools that score beside these without a say, until they have shown what they are worth."""
     advice: str = ""
     """Identity of the advice on routes that counts, see `verl_rlar.advice`. Empty: there is none."""
+    settings: str = ""
+    """Identity of the settings by which routes are decided. Empty: the defaults."""
 
     @cached_property
     def version(self) -> str:
-        """Identity of the set of live tools, and of the advice on routes among them: 16 hex digits."""
-        return content_hash([self.toolset, self.advice])[:16] if self.advice else self.toolset
+        """Identity of the set of live tools, and of the advice and the settings of routes among them: 16 hex digits."""
+        marks = [self.advice, self.settings] if self.settings else [self.advice] if self.advice else []
+        return content_hash([self.toolset, *marks])[:16] if marks else self.toolset
 
     @cached_property
     def toolset(self) -> str:
