@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
+from collections import deque
 from pathlib import Path
 
 import pytest
 from conftest import make_query, make_sample
 from test_ledger import make_row
 
-from verl_rlar.config import RlarConfig, RoutingConfig, ScoringConfig
+from verl_rlar.config import AcquireConfig, RlarConfig, RoutingConfig, ScoringConfig
 from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
 from verl_rlar.rows import query_of
-from verl_rlar.service import Service
+from verl_rlar.service import Client, Service
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split
 
 
@@ -108,6 +110,25 @@ async def test_a_start_with_other_settings_of_routes_goes_by_them_for_prompts_of
         service.close()
     assert [route.name for route in found.values()] == ["-", "token_f1", "token_f1", "exact_match", "-"]
     assert found["defaults again"] == found["defaults"], "and this one is the one of then"
+
+
+async def test_a_row_goes_to_the_service_without_the_tests_of_its_query_and_is_the_same_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    query = make_query("Write a program.", "", tests="assert solve(1) == 2\n" * 50_000)
+    row = make_row(uid="g", query=query)
+    client = Client.__new__(Client)  # without its actor: nothing is sent
+    client._rows, client._sender = deque(), asyncio.get_running_loop().create_future()
+    for acquire, least, most in ((False, 0, 10_000), (True, 1_000_000, 2_000_000)):
+        client._config = RlarConfig(acquire=AcquireConfig(enabled=acquire, labelled=("rows.jsonl",)))
+        client.record(row)
+        sent = pickle.dumps(client._rows.pop())
+        assert least <= len(sent) <= most
+        with Ledger(tmp_path / FILE_NAME, token=f"acquire {acquire}") as ledger:
+            ledger.add([pickle.loads(sent)])
+    with read(tmp_path) as db:
+        kept = [tuple(found) for found in db.execute("SELECT query, data_source, uid, value FROM scores")]
+    assert kept == [(query.key, query.data_source, "g", 1.0)] * 2
 
 
 async def test_labelled_answers_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path) -> None:
@@ -239,6 +260,12 @@ def test_a_sample_crosses_processes_unchanged() -> None:
 
     sample = make_sample(uid="g")
     assert pickle.loads(pickle.dumps(sample)) == sample
+
+
+def test_a_part_of_a_message_that_has_no_text_adds_none() -> None:
+    image = {"type": "image", "image": "a.png", "text": None}
+    asked = {"type": "text", "image": None, "text": "What is this?"}
+    assert query_of({"prompt": [{"role": "user", "content": [image, asked]}]}).prompt == "What is this?"
 
 
 def test_a_query_is_the_same_whether_it_came_by_json_or_by_parquet(tmp_path: Path) -> None:

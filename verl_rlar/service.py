@@ -667,7 +667,10 @@ class Client:
             return None
 
     def record(self, row: Row) -> None:
-        """Hands a row over; it is sent within ``rlar.ledger.flush_s``, and again until the service has taken it."""
+        """Hands a row over; it is sent within ``rlar.ledger.flush_s``, and again until the service has taken it. What
+        its query says stays here, unless tools are looked for: the ledger has it with the route."""
+        if not self._config.acquire.enabled:
+            row = replace(row, sample=replace(row.sample, query=row.sample.query.bare()))
         if len(self._rows) == ROWS_WAITING:
             logger.error("the ledger is behind by %d rows, the oldest is lost; see earlier warnings", ROWS_WAITING)
         self._rows.append(row)
