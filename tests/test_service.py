@@ -18,7 +18,7 @@ from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscore
 from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
 from verl_rlar.rows import query_of
-from verl_rlar.service import Client, Service
+from verl_rlar.service import CALLS_AT_ONCE, Client, Service
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split
 
 
@@ -52,6 +52,24 @@ async def test_all_unscored_responses_of_a_group_get_the_same_mean(tmp_path: Pat
 async def test_a_group_with_no_scored_response_has_no_mean(tmp_path: Path) -> None:
     service = make_service(tmp_path)
     assert await asyncio.gather(*(service.sibling_mean("g", s, 3, timeout_s=30) for s in range(3))) == [None] * 3
+
+
+async def test_a_large_steps_unscored_responses_leave_room_for_those_that_they_wait_for(tmp_path: Path) -> None:
+    """Ray lets so many calls into an actor at once; the others wait until one of these is answered."""
+    service, slots = make_service(tmp_path), asyncio.Semaphore(CALLS_AT_ONCE)
+
+    async def unscored(uid: str, session: int) -> float | None:
+        async with slots:
+            return await service.sibling_mean(uid, session, 12, timeout_s=60)
+
+    async def scored(uid: str) -> None:
+        async with slots:
+            await service.record([make_row(uid=uid, session=11)])
+
+    groups = [str(number) for number in range(1000)]
+    waiting = [asyncio.create_task(unscored(uid, session)) for session in range(11) for uid in groups]
+    await asyncio.gather(*map(scored, groups))  # the last response of each group comes when all others wait
+    assert await asyncio.gather(*waiting) == [1.0] * 11_000
 
 
 async def test_a_sibling_that_never_comes_costs_the_deadline_and_no_more(tmp_path: Path) -> None:
@@ -260,12 +278,6 @@ def test_a_sample_crosses_processes_unchanged() -> None:
 
     sample = make_sample(uid="g")
     assert pickle.loads(pickle.dumps(sample)) == sample
-
-
-def test_a_part_of_a_message_that_has_no_text_adds_none() -> None:
-    image = {"type": "image", "image": "a.png", "text": None}
-    asked = {"type": "text", "image": None, "text": "What is this?"}
-    assert query_of({"prompt": [{"role": "user", "content": [image, asked]}]}).prompt == "What is this?"
 
 
 def test_a_query_is_the_same_whether_it_came_by_json_or_by_parquet(tmp_path: Path) -> None:

@@ -82,6 +82,9 @@ STEPS_KEPT = 8
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
+CALLS_AT_ONCE = 1_000_000
+"""Number of calls that the service takes in at the same time. Unscored responses wait inside for their siblings: with
+less room than a step has responses, they would keep out those that they wait for, and everybody else."""
 START_TIMEOUT_S = 300.0
 """How long the start of the service may take, imports included, in seconds."""
 
@@ -731,7 +734,7 @@ class Client:
         """The service. Started if there is none: Ray ends an actor for good with the process that started it, and then
         whoever misses it first starts it again, with the token that it had."""
         service: Any = ray.remote(Service)
-        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": 10_000}
+        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": CALLS_AT_ONCE}
         return service.options(num_cpus=0, **options).remote(self._config, self._token)
 
     async def _send(self) -> None:
