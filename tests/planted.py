@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
+
+import numpy as np
 
 from verl_rlar.errors import ToolUnavailable
 from verl_rlar.tools.rule import rule
@@ -108,8 +111,41 @@ def homeless(sample: Sample) -> Verdict:
     raise ToolUnavailable("homeless: no box")
 
 
+@rule(name="numpys", kinds=SHORT_TEXT, description="Answers in numpy's numbers, and quotes half a character.")
+def numpys(sample: Sample) -> Verdict:
+    return Verdict(value=np.float32(0.5), reason="got \ud83d", details={"cosine": np.float32(0.25)})
+
+
+@rule(name="spelled", kinds=SHORT_TEXT, description="Answers a number in words.")
+def spelled(sample: Sample) -> Verdict:
+    return Verdict(value="one half")  # type: ignore[arg-type]
+
+
+class TwoWords(Exception):
+    """As many exceptions do, it takes other arguments than it keeps: `pickle` cannot make it again."""
+
+    def __init__(self, one: str, other: str) -> None:
+        super().__init__(f"{one} {other}")
+
+
+@rule(name="odd_error", kinds=SHORT_TEXT, description="Raises something that cannot be sent to another process.")
+def odd_error(sample: Sample) -> Verdict:
+    raise TwoWords("no", "words")
+
+
+@rule(name="quitting", kinds=SHORT_TEXT, description="Ends the program that it takes itself for.")
+def quitting(sample: Sample) -> Verdict:
+    sys.exit("usage: quitting FILE")
+
+
+@rule(name="numbered", kinds=SHORT_TEXT, description="Says in which process it runs.")
+def numbered(sample: Sample) -> Verdict:
+    return Verdict(value=1.0, reason=str(os.getpid()))
+
+
 ALL = (
     *(same, half, error_rate, open_gate, shut_gate, abstaining, cheat_catcher, endless, sleeper, crashing, dying),
-    *(dying_once, hungry, not_a_number, too_high, wordy, homeless),
+    *(dying_once, hungry, not_a_number, too_high, wordy, homeless, odd_error, quitting, numbered),
+    *(numpys, spelled),
 )
 SNAPSHOT = Snapshot(tools=tuple(rule.spec for rule in ALL))

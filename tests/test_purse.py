@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from smolagents import ChatMessage, MessageRole
 from verl_rlar.agents.llm import Llm
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import AgentError, EndpointError
-from verl_rlar.purse import OutOfTokens, Purse
+from verl_rlar.purse import OutOfTokens, Purse, account_of
 
 
 class Clock:
@@ -144,6 +147,33 @@ def test_what_the_endpoint_says_is_what_was_spent_to_the_token(tmp_path: Path) -
             Llm(stopped, purse=Purse(tmp_path, "t", stopped)).generate(asked)
         assert len(server.requests) == 6
         llm.close()
+
+
+def test_a_cap_costs_a_call_no_more_after_many_of_them(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "spending.sqlite")) as old, old:  # as an earlier release made it
+        old.execute(
+            "CREATE TABLE calls (id INTEGER PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL, read INTEGER NOT NULL, "
+            "written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)"
+        )
+        calls = [("t" if number % 4 else "other", 1.0, 500, 50, 0.25, 1.0) for number in range(200_000)]
+        old.executemany(
+            "INSERT INTO calls (task, at, read, written, dollars, seconds) VALUES (?, ?, ?, ?, ?, ?)", calls
+        )
+    before = account_of(tmp_path)
+    assert (before["t"].calls, before["other"].dollars) == (150_000, 12_500)
+    took = []
+    for caps in ({}, {"run_dollars": 1e9, "dollars": 1e9}):
+        account = purse(tmp_path, **caps)
+        assert account.spent("other") == before["other"]
+        start = time.process_time()
+        for _ in range(40):
+            account.take(500)
+            account.settle(500, 50)
+        took.append(time.process_time() - start)
+    assert took[1] < 15 * took[0], "it is not as if each call added up all the others"
+    spent = account.spent()
+    assert (spent.calls, spent.read, spent.written) == (200_080, 200_080 * 500, 200_080 * 50)
+    assert account_of(tmp_path)["t"].calls == 150_080
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_of_agents(tmp_path: Path) -> None:

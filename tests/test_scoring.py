@@ -17,6 +17,8 @@ import pytest
 from conftest import make_query, make_sample
 
 from verl_rlar.config import RulesConfig, ScoringConfig
+from verl_rlar.errors import ToolUnavailable
+from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow, read
 from verl_rlar.scoring import Scorer
 from verl_rlar.tools.runner import RuleRunner
 from verl_rlar.types import Kind, Outcome, Route, RoutePart, Sample, Score
@@ -86,6 +88,9 @@ async def test_a_caught_cheat_scores_0_and_is_flagged(runner: RuleRunner) -> Non
         ("wordy", Outcome.FAILED, "instead of a Verdict"),
         ("homeless", Outcome.FAILED, "no box"),
         ("endless", Outcome.FAILED, "still at work"),
+        ("spelled", Outcome.FAILED, "something else than numbers"),
+        ("odd_error", Outcome.FAILED, "TwoWords: no words"),
+        ("quitting", Outcome.FAILED, "SystemExit: usage"),
     ],
 )
 async def test_what_is_no_score_is_unscored_and_never_0(
@@ -122,6 +127,42 @@ async def test_a_call_whose_process_dies_is_tried_once_more(runner: RuleRunner, 
     assert (await score(runner, route_of("dying_once"), sample)).value == 1.0
     (tmp_path / "mark").unlink()
     assert (await score(runner, route_of("dying_once"), sample, retries=0)).outcome is Outcome.FAILED
+
+
+async def test_what_a_tool_answers_in_numpys_numbers_and_half_characters_is_in_the_ledger(
+    runner: RuleRunner, tmp_path: Path
+) -> None:
+    sample, route = make_sample(uid="u"), route_of("numpys")
+    result = await score(runner, route, sample)
+    part = result.parts[0]
+    assert (type(result.value), result.value, part.raw, part.details) == (float, 0.5, 0.5, {"cosine": 0.25})
+    row = Row(sample=sample, route=route, score=result, sent=0.5, sent_as="value", received=1.0, seconds=0.1)
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        ledger.add([row])
+        ledger.add_shadows([ShadowRow(uid="u", session=0, step=1, score=part)])
+        ledger.add_canaries([CanaryRow(canary="c", step=1, score=part)])
+    with read(tmp_path) as db:
+        for table in ("scores", "shadows", "canaries"):
+            assert tuple(db.execute(f"SELECT value, reason FROM {table}").fetchone()) == (0.5, "got \\ud83d")
+
+
+async def test_after_what_cannot_be_sent_back_the_next_call_is_answered(runner: RuleRunner) -> None:
+    assert (await score(runner, route_of("odd_error"))).outcome is Outcome.FAILED
+    assert (await score(runner, route_of("same"))).value == 1.0
+
+
+async def test_a_worker_that_dies_while_idle_costs_no_later_call() -> None:
+    with RuleRunner(RulesConfig(processes=1), (planted.numbered.spec.target,)) as runner:
+        worker = int((await score(runner, route_of("numbered"))).reason)
+        os.kill(worker, signal.SIGKILL)
+        end = time.monotonic() + 60
+        while runner._pool.active and time.monotonic() < end:
+            await asyncio.sleep(0.05)
+        assert not runner._pool.active, "the pool has seen it, and takes no call any more"
+        again = await score(runner, route_of("numbered"), timeout_s=60)
+        assert again.value == 1.0 and int(again.reason) != worker
+    with pytest.raises(ToolUnavailable, match="were ended"):
+        await runner.run(planted.numbered.spec, make_sample())
 
 
 async def test_a_route_without_tools_is_unscored_with_the_routers_reason(runner: RuleRunner) -> None:

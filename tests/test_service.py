@@ -4,19 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import random
+from collections import deque
 from pathlib import Path
 
 import pytest
 from conftest import make_query, make_sample
 from test_ledger import make_row
 
-from verl_rlar.config import RlarConfig, RoutingConfig, ScoringConfig
+from verl_rlar.config import AcquireConfig, RlarConfig, RoutingConfig, ScoringConfig
 from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, read
 from verl_rlar.router import RouteCache
 from verl_rlar.rows import query_of
-from verl_rlar.service import Service
+from verl_rlar.service import CALLS_AT_ONCE, Client, Service
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split
 
 
@@ -50,6 +52,24 @@ async def test_all_unscored_responses_of_a_group_get_the_same_mean(tmp_path: Pat
 async def test_a_group_with_no_scored_response_has_no_mean(tmp_path: Path) -> None:
     service = make_service(tmp_path)
     assert await asyncio.gather(*(service.sibling_mean("g", s, 3, timeout_s=30) for s in range(3))) == [None] * 3
+
+
+async def test_a_large_steps_unscored_responses_leave_room_for_those_that_they_wait_for(tmp_path: Path) -> None:
+    """Ray lets so many calls into an actor at once; the others wait until one of these is answered."""
+    service, slots = make_service(tmp_path), asyncio.Semaphore(CALLS_AT_ONCE)
+
+    async def unscored(uid: str, session: int) -> float | None:
+        async with slots:
+            return await service.sibling_mean(uid, session, 12, timeout_s=60)
+
+    async def scored(uid: str) -> None:
+        async with slots:
+            await service.record([make_row(uid=uid, session=11)])
+
+    groups = [str(number) for number in range(1000)]
+    waiting = [asyncio.create_task(unscored(uid, session)) for session in range(11) for uid in groups]
+    await asyncio.gather(*map(scored, groups))  # the last response of each group comes when all others wait
+    assert await asyncio.gather(*waiting) == [1.0] * 11_000
 
 
 async def test_a_sibling_that_never_comes_costs_the_deadline_and_no_more(tmp_path: Path) -> None:
@@ -87,6 +107,46 @@ async def test_clusters_and_what_is_known_of_tools_outlive_the_service(tmp_path:
     with read(tmp_path) as db:
         assert [row[0] for row in db.execute("SELECT cluster FROM routes")] == [route.cluster] * 2
     second.close()
+
+
+async def test_a_start_with_other_settings_of_routes_goes_by_them_for_prompts_of_before_too(tmp_path: Path) -> None:
+    query = make_query(
+        "Write a poem.", "Roses are red and violets are blue: more words of prose than a check of short texts takes"
+    )
+    found: dict[str, Route] = {}
+    declared = {name: {"parts": [{"tool": name}]} for name in ("token_f1", "exact_match")}
+    settings = {
+        "defaults": RoutingConfig(),
+        "fallback": RoutingConfig(fallback="token_f1"),
+        "declared": RoutingConfig(routes=declared),
+        "reordered": RoutingConfig(routes=dict(reversed(declared.items()))),
+        "defaults again": RoutingConfig(),
+    }
+    for start, routing in settings.items():
+        service = Service(RlarConfig(run_dir=str(tmp_path), routing=routing), start)
+        found[start] = await service.route(query, await service.at(1))
+        service.close()
+    assert [route.name for route in found.values()] == ["-", "token_f1", "token_f1", "exact_match", "-"]
+    assert found["defaults again"] == found["defaults"], "and this one is the one of then"
+
+
+async def test_a_row_goes_to_the_service_without_the_tests_of_its_query_and_is_the_same_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    query = make_query("Write a program.", "", tests="assert solve(1) == 2\n" * 50_000)
+    row = make_row(uid="g", query=query)
+    client = Client.__new__(Client)  # without its actor: nothing is sent
+    client._rows, client._sender = deque(), asyncio.get_running_loop().create_future()
+    for acquire, least, most in ((False, 0, 10_000), (True, 1_000_000, 2_000_000)):
+        client._config = RlarConfig(acquire=AcquireConfig(enabled=acquire, labelled=("rows.jsonl",)))
+        client.record(row)
+        sent = pickle.dumps(client._rows.pop())
+        assert least <= len(sent) <= most
+        with Ledger(tmp_path / FILE_NAME, token=f"acquire {acquire}") as ledger:
+            ledger.add([pickle.loads(sent)])
+    with read(tmp_path) as db:
+        kept = [tuple(found) for found in db.execute("SELECT query, data_source, uid, value FROM scores")]
+    assert kept == [(query.key, query.data_source, "g", 1.0)] * 2
 
 
 async def test_labelled_answers_that_cannot_be_read_are_refused_at_the_start(tmp_path: Path) -> None:

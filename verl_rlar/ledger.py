@@ -230,7 +230,7 @@ class Ledger:
             route.kind.value,
             route.covered,
             parts,
-            route.reason,
+            _utf8(route.reason),
             time.time(),
             route.cluster,
         )
@@ -250,8 +250,8 @@ class Ledger:
                 parts = json.dumps([asdict(part) for part in score.parts])
                 values = (
                     *(self.attempt, sample.split, sample.step, sample.uid, sample.session),
-                    *(sample.query.key, sample.query.data_source, row.route.snapshot, row.route.name),
-                    *(score.outcome.value, score.value, row.sent, row.sent_as, score.reason),
+                    *(sample.query.key, _utf8(sample.query.data_source), row.route.snapshot, row.route.name),
+                    *(score.outcome.value, score.value, row.sent, row.sent_as, _utf8(score.reason)),
                     *(parts, sha, row.received, row.seconds),
                 )
                 self._db.execute(f"INSERT OR REPLACE INTO scores VALUES ({', '.join('?' * len(values))})", values)
@@ -401,7 +401,12 @@ class Ledger:
 
 
 def _of_tool(step: int, score: ToolScore) -> tuple[Any, ...]:
-    return score.tool, step, score.outcome.value, score.raw, score.value, score.reason[:500], score.seconds
+    return score.tool, step, score.outcome.value, score.raw, score.value, _utf8(score.reason[:500]), score.seconds
+
+
+def _utf8(text: str) -> str:
+    """A text that SQLite takes: a reason may quote half a pair of surrogates out of a response's JSON."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def stored_route(db: sqlite3.Connection, snapshot: str, split: str, query: str) -> Route | None:

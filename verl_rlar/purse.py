@@ -34,8 +34,24 @@ LOOK_S = 0.5
 """Longest pause between two looks at the account, in seconds."""
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS calls (id INTEGER PRIMARY KEY, task TEXT NOT NULL, at REAL NOT NULL, "
-    "read INTEGER NOT NULL, written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)"
+    "read INTEGER NOT NULL, written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS calls_at ON calls (at)",
 )
+_SUMMED = (
+    "CREATE TABLE sums (task TEXT PRIMARY KEY, calls INTEGER NOT NULL, read INTEGER NOT NULL, "
+    "written INTEGER NOT NULL, dollars REAL NOT NULL, seconds REAL NOT NULL)",
+    "INSERT INTO sums SELECT task, COUNT(*), SUM(read), SUM(written), SUM(dollars), SUM(seconds) FROM calls "
+    "GROUP BY task",
+    "CREATE TRIGGER call_begun AFTER INSERT ON calls BEGIN "
+    "INSERT INTO sums VALUES (new.task, 1, new.read, new.written, new.dollars, new.seconds) "
+    "ON CONFLICT (task) DO UPDATE SET calls = calls + 1, read = read + new.read, written = written + new.written, "
+    "dollars = dollars + new.dollars, seconds = seconds + new.seconds; END",
+    "CREATE TRIGGER call_told AFTER UPDATE ON calls BEGIN "
+    "UPDATE sums SET read = read + new.read - old.read, written = written + new.written - old.written, "
+    "dollars = dollars + new.dollars - old.dollars, seconds = seconds + new.seconds - old.seconds "
+    "WHERE task = new.task; END",
+)
+"""What an account has beside that: its sums, as the calls of a long training are too many to be added up for each."""
 
 
 def folder_of(config: RlarConfig) -> Path:
@@ -85,19 +101,25 @@ def account_of(folder: Path) -> dict[str, Spent]:
         return {}
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=30)) as account:
-            return {
-                task: _spent(sums) for task, *sums in account.execute(f"SELECT task, {_SUMS} FROM calls GROUP BY task")
-            }
+            asked = f"SELECT task, {_SUMS} FROM sums GROUP BY task"
+            if not _summed(account):  # of an earlier release, and nobody has used it since
+                asked = "SELECT task, COUNT(*), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds) FROM calls "
+                asked += "GROUP BY task"
+            return {task: _spent(sums) for task, *sums in account.execute(asked)}
     except sqlite3.Error as error:
         raise AgentError(f"the account of the agents, {path}, cannot be read: {error}") from None
 
 
-_SUMS = "COUNT(*), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds)"
+_SUMS = "TOTAL(calls), TOTAL(read), TOTAL(written), TOTAL(dollars), TOTAL(seconds)"
+
+
+def _summed(account: sqlite3.Connection) -> bool:
+    return account.execute("SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'sums'").fetchone() is not None
 
 
 def _spent(sums: Sequence[Any]) -> Spent:
     calls, read, written, dollars, seconds = sums
-    return Spent(calls=calls, read=int(read), written=int(written), dollars=dollars, seconds=seconds)
+    return Spent(calls=int(calls), read=int(read), written=int(written), dollars=dollars, seconds=seconds)
 
 
 class Purse:
@@ -126,8 +148,8 @@ class Purse:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with self._account() as account:
-                account.execute(_SCHEMA)
-                account.execute("CREATE INDEX IF NOT EXISTS calls_at ON calls (at)")
+                for statement in (*_SCHEMA, *(() if _summed(account) else _SUMMED)):
+                    account.execute(statement)
         except OSError as error:
             raise AgentError(f"{self._path} cannot be written: {error.strerror or error}") from None
 
@@ -209,7 +231,7 @@ class Purse:
 
     def _spent(self, account: sqlite3.Connection, task: str | None) -> Spent:
         where, values = ("WHERE task = ?", (task,)) if task is not None else ("", ())
-        return _spent(account.execute(f"SELECT {_SUMS} FROM calls {where}", values).fetchone())
+        return _spent(account.execute(f"SELECT {_SUMS} FROM sums {where}", values).fetchone())
 
     def _dollars(self, read: int, written: int) -> float:
         return (read * self._config.dollars_read + written * self._config.dollars_written) / 1e6

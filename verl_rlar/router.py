@@ -37,15 +37,15 @@ import asyncio
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from verl_rlar.clusters import Clusters
-from verl_rlar.competence import NOTHING, Belief, Competence
+from verl_rlar.competence import NOTHING, Belief, Competence, Labelled
 from verl_rlar.config import PartConfig, RouteConfig, RoutingConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
-from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec
+from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec, content_hash
 
 OPTIONS = 20
 """Most tools that one question names."""
@@ -113,6 +113,22 @@ class FeatureRouter:
             competence=self._competence(snapshot),
             memo=self._memo,
         )
+
+
+def settings_of(config: RoutingConfig, labelled: Sequence[Labelled] = ()) -> str:
+    """The identity of what a run is told about routes, for `Snapshot.settings`: a route that was decided under other
+    settings does not count under these. Empty: the defaults.
+
+    Args:
+        config: The settings.
+        labelled: What the file says that they name.
+    """
+    told = config.model_dump(mode="json", exclude_defaults=True, exclude={"labelled"})
+    if "routes" in told:
+        told["routes"] = list(told["routes"].items())  # their order counts
+    if labelled:
+        told["labelled"] = [asdict(one) for one in labelled]
+    return content_hash(told)[:16] if told else ""
 
 
 def decide(

@@ -20,6 +20,7 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
@@ -88,7 +89,7 @@ class Scorer:
         start = time.perf_counter()
         try:
             limit = None if spec.boxed or spec.opinion else self._config.timeout_s
-            verdict = await asyncio.wait_for(self._run(spec, sample), limit)
+            verdict = _plain(spec, await asyncio.wait_for(self._run(spec, sample), limit))
             outcome, raw, value, reason = _judge(spec, verdict)
             details = verdict.details
         except (ToolError, ConnectionError, TimeoutError, asyncio.TimeoutError) as error:
@@ -126,6 +127,20 @@ class Scorer:
         if spec.kind == "rubric":
             return self._rubrics, "LLM for rubrics here"
         return self._runner, "process for rules here"
+
+
+def _plain(spec: ToolSpec, verdict: Verdict) -> Verdict:
+    """A verdict in Python's own floats and text: a tool may have answered in numpy's or torch's.
+
+    Raises:
+        ToolError: What should be a number is none.
+    """
+    try:
+        value = None if verdict.value is None else float(verdict.value)
+        details = {str(name): float(number) for name, number in verdict.details.items()}
+    except (TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ToolError(f"{spec.name}: answered something else than numbers: {str(error)[:300]}") from None
+    return replace(verdict, value=value, reason=str(verdict.reason), details=details)
 
 
 def _judge(spec: ToolSpec, verdict: Verdict) -> tuple[Outcome, float | None, float | None, str]:

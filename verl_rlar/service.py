@@ -7,11 +7,11 @@ only writer of the library and the ledger. `Service` is plain Python; a `Client`
 actor. What needs a sandbox or a served model runs in other actors, see `verl_rlar.nodes`.
 
 Guarantees: a route is in the ledger before anybody gets it, so that a service that was killed and came back decides
-nothing twice (while the disk is full it is kept in memory, and written before any row of it); Ray starts a dead service
-again, or, where the process that started it is gone, too, the first client that misses it; clients try until their
-deadline, so its death costs a moment; every wait has a deadline; a full disk delays rows, it does not stop the
-training, and nobody waits for it. The code of a verifier travels with its call, so a node needs neither the library's
-folder nor a memory of its own.
+nothing twice (while the disk is full it is kept in memory, and written before any row of it; a start of training with
+other settings of routes decides anew); Ray starts a dead service again, or, where the process that started it is gone,
+too, the first client that misses it; clients try until their deadline, so its death costs a moment; every wait has a
+deadline; a full disk delays rows, it does not stop the training, and nobody waits for it. The code of a verifier
+travels with its call, so a node needs neither the library's folder nor a memory of its own.
 
 At a step boundary, before its prompts go out, tools change: what waits in the library's inbox is taken in, and what
 `verl_rlar.life.Life` decides becomes an event. It watches every training response, what tools in the shadow gave, and
@@ -64,7 +64,7 @@ from verl_rlar.life import Decision, Life
 from verl_rlar.metrics import StepMetrics, of_account
 from verl_rlar.nodes import RECONNECT_S, Models, same_or
 from verl_rlar.purse import account_of, folder_of
-from verl_rlar.router import FeatureRouter, RouteCache
+from verl_rlar.router import FeatureRouter, RouteCache, settings_of
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split, ToolScore, ToolSpec
 from verl_rlar.watch import Alarm, Watch
@@ -82,6 +82,9 @@ STEPS_KEPT = 8
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
+CALLS_AT_ONCE = 1_000_000
+"""Number of calls that the service takes in at the same time. Unscored responses wait inside for their siblings: with
+less room than a step has responses, they would keep out those that they wait for, and everybody else."""
 START_TIMEOUT_S = 300.0
 """How long the start of the service may take, imports included, in seconds."""
 
@@ -154,6 +157,7 @@ class Service:
         self._canaries_given: set[int] = set()
         self._in_ledger: set[str] = set()
         labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()
+        self._settings = settings_of(config.routing, labelled)
         self._advice = Advice(self._library.path / ADVICE_FILE)
         clusters = Clusters(self._library.path / CLUSTERS_FILE)
         self._competence = Store(
@@ -180,7 +184,7 @@ class Service:
 
     async def at(self, step: int) -> Snapshot:
         """The tools that are live at a step (I1). From now on that step does not change."""
-        snapshot = self._advice.on(self._library.snapshot(step), step)
+        snapshot = replace(self._advice.on(self._library.snapshot(step), step), settings=self._settings)
         self._life.knows((*snapshot.tools, *snapshot.shadows))
         self._watch.knows((*snapshot.tools, *snapshot.shadows))
         self._competence.of(snapshot)  # from now on, what is known of these tools does not change either
@@ -666,7 +670,10 @@ class Client:
             return None
 
     def record(self, row: Row) -> None:
-        """Hands a row over; it is sent within ``rlar.ledger.flush_s``, and again until the service has taken it."""
+        """Hands a row over; it is sent within ``rlar.ledger.flush_s``, and again until the service has taken it. What
+        its query says stays here, unless tools are looked for: the ledger has it with the route."""
+        if not self._config.acquire.enabled:
+            row = replace(row, sample=replace(row.sample, query=row.sample.query.bare()))
         if len(self._rows) == ROWS_WAITING:
             logger.error("the ledger is behind by %d rows, the oldest is lost; see earlier warnings", ROWS_WAITING)
         self._rows.append(row)
@@ -727,7 +734,7 @@ class Client:
         """The service. Started if there is none: Ray ends an actor for good with the process that started it, and then
         whoever misses it first starts it again, with the token that it had."""
         service: Any = ray.remote(Service)
-        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": 10_000}
+        options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": CALLS_AT_ONCE}
         return service.options(num_cpus=0, **options).remote(self._config, self._token)
 
     async def _send(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from functools import cached_property
 from typing import Any, Literal
@@ -67,6 +67,12 @@ class Query:
         """Identity of the query: the same for every response of a GRPO group, in every epoch and process."""
         extra = _without_none({name: value for name, value in self.extra.items() if name not in UNKEYED})
         return content_hash([[(m.role, m.content) for m in self.messages], self.reference, extra])[:32]
+
+    def bare(self) -> Query:
+        """The same query by its identity and data set alone, without all that it says: unit tests can be megabytes."""
+        bare = replace(self, messages=(), reference=None, extra={})
+        bare.__dict__["key"] = self.key
+        return bare
 
     @property
     def prompt(self) -> str:
@@ -187,11 +193,14 @@ class Snapshot:
     """Tools that score beside these without a say, until they have shown what they are worth."""
     advice: str = ""
     """Identity of the advice on routes that counts, see `verl_rlar.advice`. Empty: there is none."""
+    settings: str = ""
+    """Identity of the settings by which routes are decided. Empty: the defaults."""
 
     @cached_property
     def version(self) -> str:
-        """Identity of the set of live tools, and of the advice on routes among them: 16 hex digits."""
-        return content_hash([self.toolset, self.advice])[:16] if self.advice else self.toolset
+        """Identity of the set of live tools, and of the advice and the settings of routes among them: 16 hex digits."""
+        marks = [self.advice, self.settings] if self.settings else [self.advice] if self.advice else []
+        return content_hash([self.toolset, *marks])[:16] if marks else self.toolset
 
     @cached_property
     def toolset(self) -> str:

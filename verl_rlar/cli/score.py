@@ -39,6 +39,7 @@ from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
+from verl_rlar.router import settings_of
 from verl_rlar.row_files import read_some
 from verl_rlar.rows import query_of
 from verl_rlar.streams import in_background, in_order
@@ -133,7 +134,9 @@ def live_tools(
     clusters = Clusters(library.path / CLUSTERS_FILE, writes=False)
     advice = Advice(library.path / ADVICE_FILE, writes=False)
     store = Store(library.card, labelled, exam_of=library.labelled, cluster_of=clusters.of, rulings=advice.of)
-    snapshot = advice.on(Snapshot(tools=tuple(tool for tool in tools if tool is not None)), step)
+    settings = settings_of(config.routing, labelled)
+    there = Snapshot(tools=tuple(tool for tool in tools if tool is not None), settings=settings)
+    snapshot = advice.on(there, step)
     sources = {sha: source for sha, source in code.items() if source is not None}
     return snapshot, sources, store.of(snapshot), clusters
 

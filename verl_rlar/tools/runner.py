@@ -8,8 +8,9 @@ started by loky, as fresh interpreters: the standard library's ways would fork t
 import the caller's main module (verl, Ray, torch) into each of them.
 
 Guarantees: `run` returns a `Verdict` or raises a `ToolError`; a caller that is cancelled frees its worker; one call's
-damage (globals, memory, a crash) ends with its process at the latest; no worker outlives a caller that was killed by
-more than the deadline of its call.
+damage (globals, memory, a crash) ends with its process at the latest; a pool that is broken (pebble gives one up when
+a worker dies that has no call) is replaced by the next call; no worker outlives a caller that was killed by more than
+the deadline of its call.
 
 Not covered: this is no sandbox. Code that we did not write never runs here (I6).
 """
@@ -18,10 +19,14 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import resource
 import signal
+import threading
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
@@ -30,6 +35,8 @@ from verl_rlar.config import RulesConfig
 from verl_rlar.errors import ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.tools.rule import load, load_version
 from verl_rlar.types import Sample, ToolSpec, Verdict
+
+logger = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 180.0
 """How long the start of the first worker may take, imports included, in seconds of wall time."""
@@ -53,13 +60,10 @@ class RuleRunner:
     """
 
     def __init__(self, config: RulesConfig, targets: tuple[str, ...] = ()) -> None:
-        self._pool = ProcessPool(
-            max_workers=config.processes,
-            max_tasks=CALLS_PER_PROCESS,
-            initializer=_start_worker,
-            initargs=(int(config.memory_gb * 2**30), targets),
-            context=get_context("loky"),
-        )
+        self._config = config
+        self._targets = targets
+        self._closed = False
+        self._pool = self._made()
         try:
             self._pool.schedule(_start_worker, args=(0, targets)).result(START_TIMEOUT_S)
         except Exception as error:
@@ -79,6 +83,7 @@ class RuleRunner:
 
     def close(self) -> None:
         """Kills all workers; calls under way are cancelled."""
+        self._closed = True
         self._pool.stop()
         self._pool.join()
 
@@ -89,21 +94,44 @@ class RuleRunner:
             ToolTimeout: The rule was at work for `spec.timeout_s` seconds; its process was killed.
             ToolUnavailable: The rule says that what it needs is missing, or its code is another one by now.
             ToolError: The rule raised, used too much memory, or answered something that is no verdict.
-            ConnectionError: The worker process died under the call (killed, segmentation fault); worth one more try.
+            ConnectionError: The worker process died under the call (killed, segmentation fault), or the pool broke; it
+                is worth one more try.
         """
-        call = self._pool.schedule(_call, args=(spec, sample), timeout=spec.timeout_s)
+        call = self._schedule(spec, sample)
         try:
             return cast(Verdict, await asyncio.wrap_future(call))
         except TimeoutError:
             raise ToolTimeout(f"{spec.name}: still at work after {spec.timeout_s:g} s") from None
         except ProcessExpired as error:
             raise ConnectionError(f"{spec.name}: its process died with exit code {error.exitcode}") from None
+        except BrokenProcessPool as error:
+            raise ConnectionError(f"{spec.name}: the processes for rules broke ({error})") from None
         except ToolError:
             raise
         except MemoryError:
             raise ToolError(f"{spec.name}: needed too much memory (rlar.rules.memory_gb)") from None
         except Exception as error:  # the boundary to rules: whatever they raise is a broken tool, not a score
             raise ToolError(f"{spec.name}: {type(error).__name__}: {str(error)[:300]}") from error
+
+    def _made(self) -> ProcessPool:
+        return ProcessPool(
+            max_workers=self._config.processes,
+            max_tasks=CALLS_PER_PROCESS,
+            initializer=_start_worker,
+            initargs=(int(self._config.memory_gb * 2**30), self._targets),
+            context=get_context("loky"),
+        )
+
+    def _schedule(self, spec: ToolSpec, sample: Sample) -> Future[Any]:
+        if self._closed:
+            raise ToolUnavailable(f"{spec.name}: the processes for rules were ended")
+        try:
+            return self._pool.schedule(_call, args=(spec, sample), timeout=spec.timeout_s)
+        except RuntimeError as error:  # pebble has given the pool up, and never takes it into use again
+            logger.warning("the processes for rules are started anew: %s", error)
+            threading.Thread(target=self._pool.join, name="rlar-broken-pool", daemon=True).start()  # ends its workers
+            self._pool = self._made()
+            return self._pool.schedule(_call, args=(spec, sample), timeout=spec.timeout_s)
 
 
 ORPHAN_S = 5.0
@@ -129,6 +157,12 @@ def _call(spec: ToolSpec, sample: Sample) -> Verdict:
         verdict = load_version(spec)(sample)
         if asyncio.iscoroutine(verdict):
             verdict = asyncio.run(verdict)
+    except BaseException as error:  # what it raises may not survive the way back, or end whoever awaits it
+        if type(error) in (ToolError, ToolUnavailable):
+            raise
+        if isinstance(error, MemoryError):
+            raise MemoryError from None
+        raise ToolError(f"{spec.name}: {type(error).__name__}: {str(error)[:300]}") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     if not isinstance(verdict, Verdict):
