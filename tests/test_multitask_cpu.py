@@ -185,6 +185,15 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
     assert shown.returncode == 0 and json.loads(shown.stdout.splitlines()[-1])["figures"]["runs"] == 6
 
 
+def test_a_run_stopped_before_its_last_answers_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        (tmp_path / f"global_step_{step}").mkdir()
+    for last, left in ((12, 8), (8, 4), (4, None)):
+        (tmp_path / quickstart.NOTED).write_text(str(last))
+        experiment.go_back(tmp_path)
+        assert quickstart.checkpoint(tmp_path) == left
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_quick_experiment_goes_on_where_it_was_stopped(tmp_path: Path) -> None:

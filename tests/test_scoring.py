@@ -74,6 +74,9 @@ async def test_a_gate_decides_whether_but_not_how_much(runner: RuleRunner) -> No
 async def test_a_caught_cheat_scores_0_and_is_flagged(runner: RuleRunner) -> None:
     cheat = await score(runner, route_of("same", "cheat_catcher", weights=(0.5, 0.5)))
     assert (cheat.value, cheat.outcome) == (0.0, Outcome.HACKED)
+    for beside in ("crashing", "abstaining"):  # else it would get what its siblings have on average
+        cheat = await score(runner, route_of(beside, "cheat_catcher", weights=(0.5, 0.5)))
+        assert (cheat.value, cheat.outcome) == (0.0, Outcome.HACKED)
 
 
 @pytest.mark.parametrize(

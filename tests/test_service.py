@@ -280,6 +280,12 @@ def test_a_sample_crosses_processes_unchanged() -> None:
     assert pickle.loads(pickle.dumps(sample)) == sample
 
 
+def test_a_part_of_a_message_that_has_no_text_adds_none() -> None:
+    image = {"type": "image", "image": "a.png", "text": None}
+    asked = {"type": "text", "image": None, "text": "What is this?"}
+    assert query_of({"prompt": [{"role": "user", "content": [image, asked]}]}).prompt == "What is this?"
+
+
 def test_a_query_is_the_same_whether_it_came_by_json_or_by_parquet(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed (verl brings it)")
     pq = pytest.importorskip("pyarrow.parquet")

@@ -111,7 +111,7 @@ def learn(choices: Sequence[Choice], tools: Sequence[str], *, least: int = LEAST
     single: dict[int, float] = {}
     alone = np.array([[_first(p.odds[:, k], p.right) for k in range(len(tools))] for p in problems])
     for fold in folds:
-        rest = [n for n in range(len(problems)) if n not in set(fold)]
+        rest = sorted(set(range(len(problems))) - set(fold))
         best = int(alone[rest].mean(axis=0).argmax())
         learned = {ridge: fit([problems[n] for n in rest], ridge) for ridge in RIDGES}
         for n in fold:

@@ -72,7 +72,8 @@ def _messages(prompt: Any) -> tuple[Message, ...]:
 
 def _content(content: Any) -> str:
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, Mapping))
+        parts = (part.get("text") for part in content if isinstance(part, Mapping))
+        return "".join(str(text) for text in parts if text is not None)  # Arrow gives an image a text, too: None
     return "" if content is None else str(content)
 
 

@@ -175,11 +175,11 @@ def combine(pairs: Sequence[tuple[RoutePart, ToolScore]], *, step: int, seconds:
     def result(value: float | None, outcome: Outcome, reason: str) -> Score:
         return Score(value=value, outcome=outcome, reason=reason, parts=parts, seconds=seconds)
 
+    if cheat := next((part for part in parts if part.outcome is Outcome.HACKED), None):
+        return result(0.0, Outcome.HACKED, cheat.reason)
     for outcome in (Outcome.FAILED, Outcome.ABSTAINED):
         if missing := next((part for part in parts if part.outcome is outcome), None):
             return result(None, outcome, missing.reason)
-    if cheat := next((part for part in parts if part.outcome is Outcome.HACKED), None):
-        return result(0.0, Outcome.HACKED, cheat.reason)
     if shut := next((score for part, score in pairs if part.gate and not _passed(part, score)), None):
         return result(0.0, Outcome.SCORED, f"gate {shut.tool}: {shut.reason}")
     weighted = [(part.weight_at(step), score.value or 0.0) for part, score in pairs if not part.gate]

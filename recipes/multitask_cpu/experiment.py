@@ -12,7 +12,7 @@ from tasks import FAMILIES
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "quickstart"))
 
-from quickstart import SHARED
+from quickstart import NOTED, SHARED, checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,3 +109,14 @@ def verls(
         f"trainer.save_freq={max(1, size.steps // 4)}",
         f"hydra.run.dir={folder}/hydra",
     ]
+
+
+def go_back(folder: Path) -> None:
+    """To the checkpoint before the last one: from that, verl has no step to make, and asks nothing after it."""
+    last = checkpoint(folder)
+    steps = [int(place.name.rpartition("_")[2]) for place in folder.glob("global_step_*")]
+    noted = folder / NOTED
+    if earlier := [step for step in steps if last is None or step < last]:
+        noted.write_text(str(max(earlier)))
+    else:
+        noted.unlink()

@@ -48,12 +48,13 @@ import judge  # noqa: E402
 import quickstart  # noqa: E402
 import training  # noqa: E402
 from arms import ARMS, available  # noqa: E402
-from experiment import FULL, QUICK, Size, verls  # noqa: E402
+from experiment import FULL, QUICK, Size, go_back, verls  # noqa: E402
 from graders import grade, indicators  # noqa: E402
 from kl import divergence  # noqa: E402
 from tasks import FAMILIES, Row, rows  # noqa: E402
 
 from verl_rlar.errors import ConfigError  # noqa: E402
+from verl_rlar.library import write_whole  # noqa: E402
 
 RUNS = HERE.parent.parent / "runs"
 DONE, SETTINGS = "result.json", "settings.json"
@@ -80,6 +81,8 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     build = {"tiny": models.build_tiny, "smollm2": models.build_smollm2}[size.model]
     base = build(RUNS / "models" / size.model)
     os.environ[judge.LOG] = str(folder / "judge.jsonl")
+    if quickstart.checkpoint(folder) == size.steps and not (folder / "answers" / f"{size.steps}.jsonl").exists():
+        go_back(folder)
     begun = quickstart.checkpoint(folder) is not None
     first = folder / "answers" / "0.jsonl"
     if not first.exists() and (others := sorted(folder.parent.glob(f"*-{seed}/answers/0.jsonl"))):
@@ -93,7 +96,7 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     talks = result.pop("talks")
     some = talks[:: max(1, len(talks) // KL_ANSWERS)]
     result["kl"] = divergence(base, folder / f"global_step_{size.steps}" / "actor", some)
-    (folder / DONE).write_text(json.dumps(result))
+    write_whole(folder / DONE, json.dumps(result).encode())
     for checkpoint in folder.glob("global_step_*"):  # a gigabyte and more each
         shutil.rmtree(checkpoint)
     return result

@@ -216,10 +216,14 @@ def _settings(folder: Path) -> dict[str, Any] | None:
         raise Stop(f"{folder / SETTINGS} cannot be read ({error}); name another folder with --run-dir") from error
 
 
+NOTED = "latest_checkpointed_iteration.txt"
+"""Verl's note of its last checkpoint."""
+
+
 def checkpoint(folder: Path) -> int | None:
     """The step of verl's last checkpoint in a run folder; None if there is none."""
     try:
-        return int((folder / "latest_checkpointed_iteration.txt").read_text())
+        return int((folder / NOTED).read_text())
     except (FileNotFoundError, ValueError):
         return None
 
