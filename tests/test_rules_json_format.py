@@ -71,6 +71,11 @@ def test_whatever_is_not_one_valid_document_fails(response: str) -> None:
     assert check(response).value == 0.0
 
 
+def test_a_number_that_no_float_holds_is_the_responses_fault() -> None:
+    assert check("1e999", {"type": "number", "multipleOf": 0.5}).value == 0.0
+    assert check("1e9", {"type": "number", "multipleOf": 0.5}).value == 1.0
+
+
 def test_format_is_not_checked() -> None:
     assert check('{"name": "Ada", "age": 36, "mail": "no mail"}').value == 1.0
 

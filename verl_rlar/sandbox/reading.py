@@ -391,14 +391,15 @@ def parse_json(text: str) -> Any:
     """Parses one strict JSON document, bare or in one ``` fence.
 
     Raises:
-        ValueError: It is no JSON, or too large, too deep, ambiguous (repeated keys), or not standard (NaN).
+        ValueError: It is no JSON, or too large, too deep, ambiguous (repeated keys), or not standard (NaN); or
+            it has a number that no float can hold.
     """
     text = _unfenced(text.strip())
     if len(text) > SIZE:
         raise ValueError(f"longer than {SIZE:,} characters")
     if _depth(text) > DEPTH:
         raise ValueError(f"nested deeper than {DEPTH}")
-    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer)
+    return json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_integer, parse_float=_float)
 
 
 def find_json(text: str) -> list[Any]:
@@ -497,3 +498,10 @@ def _integer(digits: str) -> int:
     if len(digits) > DIGITS:
         raise ValueError(f"an integer of {len(digits)} digits")
     return int(digits)
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
