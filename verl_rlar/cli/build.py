@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     configured,
@@ -152,7 +150,7 @@ def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_j
             fields = ("cluster", "name", "rows", "share", "headroom", "gain", "reason", "way", "plan")
             print_json({"type": "gap", "kind": gap.kind.value} | {name: getattr(gap, name) for name in fields})
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
     if not gaps:
         console.print(f"{total:,} rows, and a competent tool for every cluster of queries in them.")
         return
@@ -162,7 +160,7 @@ def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_j
         name = gap.name or f"{gap.kind.value}: small ones"
         cells = (name, f"{gap.rows:,}", f"{gap.share:.1%}", f"{gap.gain:.3f}", gap.way, gap.plan, gap.reason)
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    console.print(table)
+    console.table(table)
     console.print(Text(visible(_cost(gaps, config, models))))
 
 

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,9 +15,9 @@ from verl_rlar.cli.app import (
     BAD,
     OK,
     STYLES,
-    WIDTH,
     BadLine,
     Json,
+    Output,
     Set,
     app,
     complain_of,
@@ -146,7 +144,7 @@ def _clusters(plan: Plan) -> Table:
 
 
 def _print_plan(plan: Plan, config: RlarConfig) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def say(text: str = "", style: str = "") -> None:
         console.print(Text(visible(text), style=style), soft_wrap=True)
@@ -170,9 +168,9 @@ def _print_plan(plan: Plan, config: RlarConfig) -> None:
         say(f"{plan.unread_references:,} more have a reference that no kind of check fits (prose)")
     for title, numbers in (("tool", plan.tools), ("kind", plan.kinds)):
         say()
-        console.print(counts(title, numbers))
+        console.table(counts(title, numbers))
     say()
-    console.print(_clusters(plan))
+    console.table(_clusters(plan))
     say()
     columns = ("tool", "data_source", "kind", "rows", "sampled", "gold", "garbage", "gold wins", "")
     table = Table(*columns, title="Dry score", title_justify="left", box=None, pad_edge=False)
@@ -191,7 +189,7 @@ def _print_plan(plan: Plan, config: RlarConfig) -> None:
         )
         verdict = Text(dry.verdict.replace("_", " "), style=STYLES.get(dry.verdict, "dim"))
         table.add_row(*(Text(visible(cell)) for cell in cells), verdict)
-    console.print(table)
+    console.table(table)
     if plan.uncovered:
         say()
         say(f"Uncovered: {sum(uncovered.rows for uncovered in plan.uncovered):,} rows that no tool fits", "bold")

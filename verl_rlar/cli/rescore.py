@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -216,8 +215,8 @@ def _cells(figures: dict[str, Any]) -> Sequence[str]:
 
 
 def _print(table: Table, total: Tally, figures: dict[str, Any]) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
+    console = Output()
+    console.table(table)
 
     def say(label: str, text: str) -> None:
         console.print(Text.assemble((f"{label:<15}", "bold"), visible(text)), soft_wrap=True)
