@@ -522,6 +522,54 @@ def test_a_file_without_rows_is_no_success(
     assert not (tmp_path / "lib").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "plan"])
+def test_a_file_of_another_format_or_with_other_columns_says_what_is_wanted(tmp_path: Path, command: str) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,response\n6*7?,42\n")
+    assert "rows.csv can be" in (said := rlar(command, str(tmp_path / "rows.csv")).stderr)
+    assert "it must be JSON lines (one object per line) or *.parquet, with `prompt` or `messages`" in said
+    other = write(tmp_path / "rows.jsonl", [{"question": "6*7?", "answer": "42"}])
+    assert "; there is question, answer\n" in rlar(command, other).stderr
+
+
+def test_a_reference_that_is_missing_in_a_column_of_numbers_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ['{"prompt": "6*7?", "response": "nan", "reference": NaN}'])
+    (record,) = records(rlar("score", path, "--json").stdout)
+    assert (record["outcome"], record["value"]) == ("abstained", None)
+
+
+CASES = '{"prompt": "6*7?", "response": "42"}\n'
+ROW = '{"prompt": "6*7?", "response": "42", "reference": "42"}\n'
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["score", "ROWS", "--step", "3"], "add --in FOLDER"),
+        (["score", "ROWS", "--set", "scoring.timeout_s=1e999"], "a finite number"),
+        (["score", "ROWS", "--set", "tools=my:fn"], """for example tools='["..."]'"""),
+        (["exam", "final_answer", "--cases", "CASES"], "cases.jsonl, line 1: no `expect`"),
+        (["exam", "final_answer", "--data", "ROWS", "--in", "FOLDER/new"], "is no tool of a library at"),
+        (["exam", "final_answer", "--data", "ROWS", "--in", "ROWS"], "rows.jsonl is a file"),
+        (["exam", "./no-model", "--data", "ROWS"], "there is no folder ./no-model"),
+        (["diff", "exact_match", "token_f1", "--data", "ROWS", "--steps", "1"], "add --run RUN"),
+        (["diff", "exact_match", "token_f1", "--data", "BAD"], "is line 1: not JSON"),
+        (["build", "ROWS", "--in", "ROWS", "--dry-run"], "rows.jsonl is a file"),
+        (["build", "ROWS", "--in", "FOLDER/new", "--labelled", "nowhere", "--dry-run"], "cannot read nowhere"),
+        (["rescore", "FOLDER", "--tool", "final_answer"], "there is no ledger at"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_work(tmp_path: Path, args: list[str], message: str) -> None:
+    files = {"ROWS": ROW, "CASES": CASES, "BAD": "prompt,response\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name.lower()}.jsonl").write_text(text)
+    paths = {name: str(tmp_path / f"{name.lower()}.jsonl") for name in files}
+    result = rlar(*(paths.get(arg, arg.replace("FOLDER", str(tmp_path))) for arg in args))
+    assert result.exit_code == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_broken_parquet_file_is_a_message(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "rows.parquet").write_text("no parquet")

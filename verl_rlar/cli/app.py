@@ -221,10 +221,16 @@ def open_library(folder: str | None, config: RlarConfig = DEFAULTS) -> LibraryVi
 
 
 def new_library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path:
-    """Where a library is made, if there is none."""
+    """Where a library is made, if there is none.
+
+    Raises:
+        ConfigError: A file is in the way.
+    """
     if folder is None and config.library.path:
         return Path(config.library.path)
     place = Path(folder or config.run_dir)
+    if place.is_file():
+        raise ConfigError(f"{place} is a file; the folder of a run or of a library is wanted")
     return place if place.name == FOLDER_NAME else place / FOLDER_NAME
 
 

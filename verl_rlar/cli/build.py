@@ -33,7 +33,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
 from verl_rlar.library import EventKind, builtin_snapshot
-from verl_rlar.row_files import read_some
+from verl_rlar.row_files import STDIN, read_some
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
@@ -108,6 +108,9 @@ async def _build(
     from verl_rlar.acquisition import acquire, find_gaps
 
     path = library_folder(folder)
+    place = path or new_library_folder(folder)
+    for file in set(labelled) - {STDIN}:
+        next(read_some(file))  # that it can be read is known before anything is paid for
     known = live_tools(folder, None, config) if path else ()
     async with Dispatcher(config, *known) as dispatcher:
         total, gaps = await find_gaps(chain.from_iterable(map(read_some, data)), dispatcher, config, least)
@@ -140,7 +143,7 @@ async def _build(
         if acquired.submission is not None and acquired.submission.spec is not None:
             name = str(acquired.submission.spec["name"])
             filled.add(gap.kind)
-            submitted(path or new_library_folder(folder), acquired.submission, name, as_json=as_json)
+            submitted(place, acquired.submission, name, as_json=as_json)
     return BAD if left else OK
 
 

@@ -111,6 +111,8 @@ async def _diff(
 
     if not (data or cases or of_run):
         raise ConfigError("nothing to compare them on: give --data FILE, --cases FILE or --run RUN")
+    if not of_run and (steps is not None or attempt is not None):
+        raise ConfigError("--steps and --attempt choose among the responses of a run: add --run RUN")
     of_steps = replay.parse_steps(steps)
     place = replay.run_folder(of_run) if of_run else Path(config.run_dir)
     library = library_of(place, config)

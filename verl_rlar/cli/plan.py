@@ -20,6 +20,7 @@ from verl_rlar.cli.app import (
     Output,
     Set,
     app,
+    complain,
     complain_of,
     configured,
     print_json,
@@ -33,6 +34,7 @@ from verl_rlar.planning import WIN_SHARE, Example, Plan, make_plan
 from verl_rlar.row_files import read_some
 from verl_rlar.types import Kind
 
+FORMATS = "it must be JSON lines (one object per line) or *.parquet, with `prompt` or `messages`"
 CLUSTERS = 20
 """Most clusters that are printed."""
 
@@ -66,6 +68,8 @@ async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> in
             plan = await make_plan(read_some(file), dispatcher, sample=sample, on_progress=on_progress)
     for number, fault in plan.bad:
         complain_of(BadLine(line=number, error=fault))
+    if not plan.rows:
+        complain(f"no row of {file} can be read: {FORMATS}")
     if as_json:
         for record in plan_records(plan):
             print_json(record | ({"remedy": _remedy(record["kind"], config)} if record["type"] == "uncovered" else {}))

@@ -31,6 +31,7 @@ from verl_rlar.cli.app import (
     visible,
 )
 from verl_rlar.config import RlarConfig
+from verl_rlar.ledger import read as read_ledger
 from verl_rlar.library import LibraryView
 from verl_rlar.types import Score
 
@@ -119,6 +120,8 @@ async def _rescore(
     of_steps, place = replay.parse_steps(steps), replay.run_folder(folder)
     library = library_of(place, config)
     subject = replay.find_tool(tool, library)
+    with read_ledger(place):
+        pass  # where there is none, that is said first
     spec, total = subject.spec, replay.Tally(examples)
     complain(f"{spec.name} ({spec.digest}) scores now")
     table = Table("step", "responses", "re-scored", "missing", "failed", box=None, pad_edge=False)

@@ -41,11 +41,15 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import ConfigError, DataError
 from verl_rlar.row_files import read_some
-from verl_rlar.rows import query_of
+from verl_rlar.rows import query_of, there_is
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.trusted import trusted_snapshot
 from verl_rlar.types import Outcome, Route, Sample, Score, Snapshot
 
+NOTHING = (
+    "nothing in {file} can be scored: it must be JSON lines (one object per line) or *.parquet, with `prompt` or "
+    "`messages` and `response`; `rlar plan` takes rows without responses"
+)
 NARROW = 110
 """Columns of a terminal below which there is no room for a reason beside its score."""
 
@@ -120,6 +124,8 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
             if result.score.value is not None:
                 values[0] += result.score.value
                 values[1] += 1
+    if bad and not tally:
+        complain(NOTHING.format(file=file))
     _summarise(tally, bad, values[0] / values[1] if values[1] else None)
     failed = any(counts[Outcome.FAILED.value] for counts in tally.values())
     return BAD if bad or failed else OK
@@ -153,8 +159,10 @@ def sample_of(row: Mapping[str, Any] | DataError) -> Sample:
     if isinstance(row, DataError):
         raise row
     response = row.get("response")
+    if response is None:
+        raise DataError(f"no `response`{there_is(row)}")
     if not isinstance(response, str):
-        raise DataError("no `response`" if response is None else f"`response` is {type(response).__name__}, not a text")
+        raise DataError(f"`response` is {type(response).__name__}, not a text")
     return Sample(query=query_of(row), response=response)
 
 
