@@ -6,21 +6,25 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from rich.table import Table
 from typer.testing import CliRunner, Result
 
 from verl_rlar import __version__
 from verl_rlar.cli import app, visible
+from verl_rlar.cli.app import Output
 
 GSM8K = [
     ("Natalia sold clips to 48 friends in April, and then half as many in May. How many altogether?", "72"),
@@ -225,8 +229,8 @@ def test_a_table_for_a_pipe_is_separated_by_tabs(tmp_path: Path) -> None:
     assert row[:4] == ["1", "1", "scored", "final_answer"]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_command_and_its_workers(stop: signal.Signals) -> None:
+@pytest.mark.parametrize(("stop", "starting"), [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGINT, True)])
+def test_a_signal_ends_the_command_and_its_workers(stop: signal.Signals, starting: bool) -> None:
     row = json.dumps({"prompt": "6*7?", "response": "42", "reference": "42"})
     running = subprocess.Popen(
         [sys.executable, "-m", "verl_rlar", "score", "-", "--json"],
@@ -242,8 +246,14 @@ def test_a_signal_ends_the_command_and_its_workers(stop: signal.Signals) -> None
     try:
         running.stdin.write(row + "\n")
         running.stdin.flush()
-        running.stdout.readline()  # now the workers are there
-        assert len(processes_of(running.pid)) > 1
+        if starting:
+            end = time.monotonic() + 60
+            while not workers_of(running.pid) and time.monotonic() < end:
+                time.sleep(0.01)
+            assert workers_of(running.pid)
+        else:
+            running.stdout.readline()  # now the workers are there
+            assert len(processes_of(running.pid)) > 1
         os.killpg(running.pid, stop)  # as a terminal does
         assert running.wait(30) == 128 + stop
         end = time.monotonic() + 20
@@ -269,6 +279,63 @@ def processes_of(session: int) -> list[int]:
         if int(fields[3]) == session and fields[0] != "Z":
             found.append(int(stat.parent.name))
     return found
+
+
+def workers_of(session: int) -> list[int]:
+    """Those of them in which rules run."""
+    found = []
+    for process in processes_of(session):
+        with suppress(OSError):
+            if b"pebble_pool_worker" in Path(f"/proc/{process}/cmdline").read_bytes():
+                found.append(process)
+    return found
+
+
+@pytest.mark.parametrize("args", [("tools", "ls"), ("tools", "show", "final_answer"), ("tools", "ls", "--json")])
+def test_a_reader_that_goes_away_is_exit_code_141_and_no_fault(args: tuple[str, ...]) -> None:
+    read, wrote = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "verl_rlar", *args]
+    ran = subprocess.run(command, stdout=wrote, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    os.close(wrote)
+    assert ran.returncode == 128 + signal.SIGPIPE
+    assert "Traceback" not in ran.stderr and "ignored" not in ran.stderr
+
+
+def test_output_that_has_no_room_on_the_disk_is_a_message() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "verl_rlar", "tools", "ls", "--json"]
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert ran.returncode == 2
+    assert "the output cannot be written: No space left on device" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_table_that_has_no_room_loses_no_name_and_no_number(width: int, capsys: pytest.CaptureFixture[str]) -> None:
+    output = Output()
+    output.width = width
+    table = Table("tool", "digest", "reward", "why", box=None, pad_edge=False)
+    table.add_row("instruction_constraints", "8fc847a5f554846a", "0.1570 -> 0.3139", "far too lenient " * 9)
+    output.table(table)
+    printed = capsys.readouterr().out
+    for word in ("instruction_constraints", "8fc847a5f554846a", "0.1570", "0.3139", "lenient"):
+        assert word in printed
+    assert "\u2026" not in printed
+
+
+def test_on_a_narrow_terminal_a_reason_stands_below_its_score(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "How do I keep bread fresh?", "response": "In a bag."}])
+    ours, theirs = pty.openpty()
+    os.set_blocking(ours, False)
+    env = os.environ | {"COLUMNS": "80", "TERM": "xterm"}
+    command = [sys.executable, "-m", "verl_rlar", "score", path]
+    subprocess.run(command, stdout=theirs, stderr=subprocess.DEVNULL, env=env, timeout=120, check=True)
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", os.read(ours, 10_000).decode()).splitlines()
+    os.close(ours)
+    os.close(theirs)
+    assert shown[1].split() == ["1", "-", "abstained", "-"]
+    assert shown[2].startswith("        uncovered: no tool for open (no tests,")
 
 
 # plan
@@ -458,6 +525,54 @@ def test_a_file_without_rows_is_no_success(
     assert one_by_one or (re.search(message, result.stderr) and str(path) in result.stderr)
     assert not one_by_one or "line 1: no " in result.stderr
     assert not (tmp_path / "lib").exists()
+
+
+@pytest.mark.parametrize("command", ["score", "plan"])
+def test_a_file_of_another_format_or_with_other_columns_says_what_is_wanted(tmp_path: Path, command: str) -> None:
+    (tmp_path / "rows.csv").write_text("prompt,response\n6*7?,42\n")
+    assert "rows.csv can be" in (said := rlar(command, str(tmp_path / "rows.csv")).stderr)
+    assert "it must be JSON lines (one object per line) or *.parquet, with `prompt` or `messages`" in said
+    other = write(tmp_path / "rows.jsonl", [{"question": "6*7?", "answer": "42"}])
+    assert "; there is question, answer\n" in rlar(command, other).stderr
+
+
+def test_a_reference_that_is_missing_in_a_column_of_numbers_is_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ['{"prompt": "6*7?", "response": "nan", "reference": NaN}'])
+    (record,) = records(rlar("score", path, "--json").stdout)
+    assert (record["outcome"], record["value"]) == ("abstained", None)
+
+
+CASES = '{"prompt": "6*7?", "response": "42"}\n'
+ROW = '{"prompt": "6*7?", "response": "42", "reference": "42"}\n'
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["score", "ROWS", "--step", "3"], "add --in FOLDER"),
+        (["score", "ROWS", "--set", "scoring.timeout_s=1e999"], "a finite number"),
+        (["score", "ROWS", "--set", "tools=my:fn"], """for example tools='["..."]'"""),
+        (["exam", "final_answer", "--cases", "CASES"], "cases.jsonl, line 1: no `expect`"),
+        (["exam", "final_answer", "--data", "ROWS", "--in", "FOLDER/new"], "is no tool of a library at"),
+        (["exam", "final_answer", "--data", "ROWS", "--in", "ROWS"], "rows.jsonl is a file"),
+        (["exam", "./no-model", "--data", "ROWS"], "there is no folder ./no-model"),
+        (["diff", "exact_match", "token_f1", "--data", "ROWS", "--steps", "1"], "add --run RUN"),
+        (["diff", "exact_match", "token_f1", "--data", "BAD"], "is line 1: not JSON"),
+        (["build", "ROWS", "--in", "ROWS", "--dry-run"], "rows.jsonl is a file"),
+        (["build", "ROWS", "--in", "FOLDER/new", "--labelled", "nowhere", "--dry-run"], "cannot read nowhere"),
+        (["rescore", "FOLDER", "--tool", "final_answer"], "there is no ledger at"),
+    ],
+)
+def test_what_cannot_work_is_said_before_the_work(tmp_path: Path, args: list[str], message: str) -> None:
+    files = {"ROWS": ROW, "CASES": CASES, "BAD": "prompt,response\n"}
+    for name, text in files.items():
+        (tmp_path / f"{name.lower()}.jsonl").write_text(text)
+    paths = {name: str(tmp_path / f"{name.lower()}.jsonl") for name in files}
+    result = rlar(*(paths.get(arg, arg.replace("FOLDER", str(tmp_path))) for arg in args))
+    assert result.exit_code == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not result.stdout
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_broken_parquet_file_is_a_message(tmp_path: Path) -> None:

@@ -65,6 +65,15 @@ def test_without_a_library_the_tools_that_a_training_begins_with_are_listed() ->
     assert "unit_tests" not in tools("ls", "--set", "sandbox.backend=none").stdout
 
 
+def test_without_a_library_a_tool_that_a_training_begins_with_is_shown() -> None:
+    assert "Units are not converted" in tools("show", "final_answer").stdout
+    assert "no tool 'nobody'" in tools("show", "nobody", code=2).stderr
+
+
+def test_a_change_says_why(run: str) -> None:
+    assert "--why is empty" in tools("retire", "token_f1", "--why", " ", "--in", run, code=2).stderr
+
+
 def test_a_proposed_verifier_is_listed_shown_and_never_live_without_an_exam(run: str, check: str) -> None:
     added = records("add", check, "--in", run, "--why", "prices")[0]
     assert (added["tool"], added["state"]) == ("unit_price", "proposed")

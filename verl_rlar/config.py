@@ -22,7 +22,7 @@ from verl_rlar.types import Kind
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 class ScoringConfig(Section):
@@ -702,6 +702,8 @@ def _explain(fault: Any) -> str:
     key = ".".join(["rlar", *path])
     if fault["type"] != "extra_forbidden":
         said = f"{key}: {fault['ctx']['error'] if fault['type'] == 'value_error' else fault['msg']}"
+        if fault["type"] == "tuple_type":
+            said = f"{key}: a list is wanted, for example {path[-1]}='[\"...\"]'"
         return said if isinstance(fault["input"], Mapping) else f"{said}, got {fault['input']!r}"  # it may hold secrets
     model: Any = RlarConfig
     for part in path[:-1]:

@@ -842,11 +842,17 @@ async def diff_cases(
             bad=(*evidence.bad, *more.bad),
         )
     for path in case_files:
-        made = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
+        made = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share, name=path)
         evidence = replace(evidence, cases=(*evidence.cases, *made))
     evidence = replace(evidence, cases=tuple({case.id: case for case in evidence.cases}.values()))
     if not evidence.cases:
-        raise DataError(f"no case could be made that both {first.name} and {second.name} are for")
+        why = (
+            f"; the first row that cannot be read is line {evidence.bad[0][0]}: {evidence.bad[0][1]}"
+            if evidence.bad
+            else ""
+        )
+        files = ", ".join((*data, *case_files))
+        raise DataError(f"no case that both {first.name} and {second.name} are for could be made of {files}{why}")
     exams = []
     for tool in tools:
         about = _stage(on_progress, tool.spec)

@@ -74,7 +74,7 @@ def _json_row(line: bytes) -> Row | DataError:
     except UnicodeDecodeError as error:
         return DataError(f"not UTF-8 at byte {error.start + 1}")
     except json.JSONDecodeError as error:
-        return DataError(f"not JSON: {error.msg} at character {error.pos + 1}")
+        return DataError(f"not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}")
     except (ValueError, RecursionError) as error:
         return DataError(f"not JSON that can be read: {str(error).split(';')[0]}")
     return row if isinstance(row, dict) else DataError(f"a JSON {type(row).__name__}, not an object")

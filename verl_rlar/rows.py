@@ -29,7 +29,7 @@ def query_of(row: Mapping[str, Any]) -> Query:
     """
     prompt = next((row[name] for name in ("messages", "raw_prompt", "prompt") if row.get(name) is not None), None)
     if prompt is None:
-        raise DataError("no `messages` or `prompt`")
+        raise DataError(f"no `messages` or `prompt`{there_is(row)}")
     reward_model = plain(row.get("reward_model") or {})
     if not isinstance(reward_model, Mapping):
         raise DataError(f"`reward_model` is {type(reward_model).__name__}, not a mapping with `ground_truth`")
@@ -46,6 +46,11 @@ def query_of(row: Mapping[str, Any]) -> Query:
         data_source=str(row.get("data_source") or ""),
         extra=extra,
     )
+
+
+def there_is(row: Mapping[str, Any]) -> str:
+    """The columns of a row, for a message about one that is not there."""
+    return f"; there is {', '.join(map(str, row))}"[:200] if row else ""
 
 
 def plain(value: Any) -> Any:
@@ -78,8 +83,8 @@ def _content(content: Any) -> str:
 
 
 def _text(reference: Any) -> str | None:
-    """A reference as text: None and the empty string mean that there is none; containers become JSON."""
-    if reference is None or reference == "":
+    """A reference as text: None, NaN and the empty string mean that there is none; containers become JSON."""
+    if reference is None or reference == "" or reference != reference:
         return None
     if isinstance(reference, (list, dict)):
         return json.dumps(reference, ensure_ascii=False)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from verl_rlar import __version__
 from verl_rlar.config import RlarConfig, parse
@@ -54,7 +57,12 @@ In = Annotated[
 def main() -> None:
     """Runs the command."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGINT, _interrupt)  # at once, where asyncio's own handler would wait for the next await
     app()
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _version(wanted: bool) -> None:
@@ -111,9 +119,20 @@ def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit does not fail again
+        _silence()
         code = 128 + signal.SIGPIPE
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        _silence()
+        complain(f"error: the output cannot be written: {error.strerror}")
+        code = USAGE
     raise typer.Exit(code)
+
+
+def _silence() -> None:
+    """Nothing goes to standard output any more, so that the flush at exit does not fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def configured(settings: list[str] | None) -> RlarConfig:
@@ -155,6 +174,34 @@ def progress_bar() -> Iterator[Callable[[str, int, int | None], None]]:
         yield on_progress
 
 
+class Output(Console):
+    """Standard output for people: a reader that goes away is met by `run`, and no table loses a letter."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+
+    def on_broken_pipe(self) -> None:
+        raise  # the BrokenPipeError that is being handled; rich would exit with 1
+
+    def table(self, table: Table) -> None:
+        """Prints a table. Where it is too wide, texts are broken between words; where that is not enough, it is as wide
+        as for a file, and the terminal breaks the lines. No name, digest or number is cut."""
+        gaps = 2 * len(table.columns) - (0 if table.pad_edge else 2)
+        texts = [[str(text) for text in (column.header, *column.cells)] for column in table.columns]
+        whole = [max(map(cell_len, column)) for column in texts]
+        least = [max(cell_len(word) for text in column for word in (text.split() or [""])) for column in texts]
+        room, least_room = self.width, gaps + sum(least)
+        self.width = room if room >= least_room else max(WIDTH, least_room)
+        spare = self.width - least_room
+        needs = sorted((whole[place] - least[place], place) for place in range(len(whole)))
+        for left, (need, place) in zip(range(len(needs), 0, -1), needs, strict=True):
+            more = min(need, spare // left)
+            spare -= more
+            table.columns[place].width = least[place] + more
+        self.print(table, crop=False)
+        self.width = room
+
+
 def library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path | None:
     """The library that is meant: ``--in``, or else that of the settings; None if there is none."""
     place = Path(folder or config.library.path or config.run_dir)
@@ -174,10 +221,16 @@ def open_library(folder: str | None, config: RlarConfig = DEFAULTS) -> LibraryVi
 
 
 def new_library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path:
-    """Where a library is made, if there is none."""
+    """Where a library is made, if there is none.
+
+    Raises:
+        ConfigError: A file is in the way.
+    """
     if folder is None and config.library.path:
         return Path(config.library.path)
     place = Path(folder or config.run_dir)
+    if place.is_file():
+        raise ConfigError(f"{place} is a file; the folder of a run or of a library is wanted")
     return place if place.name == FOLDER_NAME else place / FOLDER_NAME
 
 

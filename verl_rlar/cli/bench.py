@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -28,17 +27,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     BadLine,
     In,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -120,7 +118,7 @@ async def _bench(file: str | None, folder: str | None, calls: int, as_json: bool
     samples, bad = _samples(file)
     if file is not None and not samples:
         raise ConfigError(f"{file}: there is no response in it that could be timed")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
     table = Table("what", "calls", "first s", "per s", "p50 ms", "p95 ms", "outcomes", box=None, pad_edge=False)
     failed = False
     with progress_bar() as on_progress:
@@ -142,7 +140,7 @@ async def _bench(file: str | None, folder: str | None, calls: int, as_json: bool
             if timed.note:
                 complain(f"{timed.what}: {timed.note}")
     if not as_json:
-        console.print(table)
+        console.table(table)
     return BAD if failed or bad else OK
 
 

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     configured,
@@ -35,7 +33,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
 from verl_rlar.errors import DataError
 from verl_rlar.library import EventKind, builtin_snapshot
-from verl_rlar.row_files import read_some
+from verl_rlar.row_files import STDIN, read_some
 from verl_rlar.types import Kind
 
 if TYPE_CHECKING:
@@ -110,6 +108,9 @@ async def _build(
     from verl_rlar.acquisition import acquire, find_gaps
 
     path = library_folder(folder)
+    place = path or new_library_folder(folder)
+    for file in set(labelled) - {STDIN}:
+        next(read_some(file))  # that it can be read is known before anything is paid for
     known = live_tools(folder, None, config) if path else ()
     async with Dispatcher(config, *known) as dispatcher:
         total, gaps = await find_gaps(chain.from_iterable(map(read_some, data)), dispatcher, config, least)
@@ -142,7 +143,7 @@ async def _build(
         if acquired.submission is not None and acquired.submission.spec is not None:
             name = str(acquired.submission.spec["name"])
             filled.add(gap.kind)
-            submitted(path or new_library_folder(folder), acquired.submission, name, as_json=as_json)
+            submitted(place, acquired.submission, name, as_json=as_json)
     return BAD if left else OK
 
 
@@ -152,7 +153,7 @@ def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_j
             fields = ("cluster", "name", "rows", "share", "headroom", "gain", "reason", "way", "plan")
             print_json({"type": "gap", "kind": gap.kind.value} | {name: getattr(gap, name) for name in fields})
         return
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
     if not gaps:
         console.print(f"{total:,} rows, and a competent tool for every cluster of queries in them.")
         return
@@ -162,7 +163,7 @@ def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_j
         name = gap.name or f"{gap.kind.value}: small ones"
         cells = (name, f"{gap.rows:,}", f"{gap.share:.1%}", f"{gap.gain:.3f}", gap.way, gap.plan, gap.reason)
         table.add_row(*(Text(visible(cell)) for cell in cells))
-    console.print(table)
+    console.table(table)
     console.print(Text(visible(_cost(gaps, config, models))))
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import heapq
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,16 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     BadLine,
     Json,
+    Output,
     Set,
     app,
     complain_of,
@@ -113,6 +111,8 @@ async def _diff(
 
     if not (data or cases or of_run):
         raise ConfigError("nothing to compare them on: give --data FILE, --cases FILE or --run RUN")
+    if not of_run and (steps is not None or attempt is not None):
+        raise ConfigError("--steps and --attempt choose among the responses of a run: add --run RUN")
     of_steps = replay.parse_steps(steps)
     place = replay.run_folder(of_run) if of_run else Path(config.run_dir)
     library = library_of(place, config)
@@ -223,7 +223,7 @@ def _tool(pairs: Sequence[Pair], side: int, on_cases: CasesDiff | None, spec: To
 def _print(
     kinds: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]], summary: dict[str, Any], apart: Sequence[Pair]
 ) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def say(label: str, text: str) -> None:
         console.print(Text.assemble((f"{label:<15}", "bold"), visible(text)), soft_wrap=True)
@@ -238,7 +238,7 @@ def _print(
         counts = (record[name] for name in ("pairs", "both", "only_first", "only_second"))
         figures = (number(share, ".1%"), number(record["pearson"]), number(record["kendall"]))
         table.add_row(record["on"], record["kind"], *map(str, counts), *figures)
-    console.print(table)
+    console.table(table)
     labelled = Table(
         "labelled", "tool", "wrong accepted", "right rejected", "right above wrong", box=None, pad_edge=False
     )
@@ -252,7 +252,7 @@ def _print(
                 mark = {side: "this one", None: "not clear"}.get(record["better"], "")
                 labelled.add_row(record["kind"], side, *shares, interval, mark)
     if labelled.row_count:
-        console.print(labelled)
+        console.table(labelled)
     for side, record in zip(("first", "second"), tools, strict=True):
         outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(record["outcomes"].items()))
         times = f"p50 {number(record['p50_s'], '.2g')} s, p95 {number(record['p95_s'], '.2g')} s"

@@ -3,20 +3,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from enum import Enum
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -72,7 +70,7 @@ def doctor_command(
 def _doctor(areas: list[Area], as_json: bool, config: RlarConfig) -> int:
     from verl_rlar.doctor import AREAS  # docker's package takes a while to import
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
     tally = Counter[str]()
     for check in (check for area, look in AREAS.items() if area in areas for check in look(config, complain)):
         word, style = CHECKS[check.ok]

@@ -140,7 +140,17 @@ async def _exam(
         raise ConfigError("nothing to examine it on: give --data FILE or --cases FILE")
     sys.path.insert(0, os.getcwd())  # the user's own package.module
     path = library_folder(folder) if folder else None
+    place = (path or new_library_folder(folder)) if folder else None
+    if tool.startswith(("/", ".", "~")) and is_model(tool) and not Path(tool).expanduser().is_dir():
+        raise ConfigError(f"there is no folder {tool}; a model on the hub is OWNER/NAME[@COMMIT]")
     known = None if is_model(tool) else (in_library(path, tool) if path else None) or find(tool, kinds)
+    if folder and known and known.spec.kind == "rule":
+        spec = known.spec
+        if path is None or spec.digest not in Library.read(path).digests():
+            raise ConfigError(
+                f"{spec.name} ({spec.digest}) is no tool of a library at {folder}, or not in this version: rules come "
+                "into one at the start of a training; leave --in away to see the card alone"
+            )
     kinds = kinds or [Kind.OPEN]
     async with AsyncExitStack() as stack:
         on_progress = stack.enter_context(progress_bar())
@@ -169,7 +179,7 @@ async def _exam(
         print_json(card.as_dict())
     else:
         print("\n".join(map(visible, card.markdown().splitlines())))
-    if folder:
+    if place:
         events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
         asked = Submission(
             digest=spec.digest,
@@ -181,7 +191,7 @@ async def _exam(
             event=events.get(then) if spec.kind != "rule" else None,
             replace=True,
         )
-        submitted(path or new_library_folder(folder), asked, spec.name, as_json=as_json)
+        submitted(place, asked, spec.name, as_json=as_json)
     return OK if card.admitted else BAD
 
 

@@ -82,6 +82,8 @@ def _fetch(models: list[str], folder: str | None, as_json: bool, config: RlarCon
                         failed = True
                     else:
                         wanted[spec.target] = None
+        if not any(library.spec(digest).kind == "reward_model" for digest in served):
+            complain(f"nothing to fetch: {library.path} has no reward model with a say or in the shadow")
     elif not wanted:
         raise ConfigError("nothing to fetch: give OWNER/NAME[@COMMIT], or --in FOLDER")
     with Hub(config.hub) as hub, progress_bar() as on_progress:

@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -17,11 +15,12 @@ from verl_rlar.cli.app import (
     BAD,
     OK,
     STYLES,
-    WIDTH,
     BadLine,
     Json,
+    Output,
     Set,
     app,
+    complain,
     complain_of,
     configured,
     print_json,
@@ -35,6 +34,7 @@ from verl_rlar.planning import WIN_SHARE, Example, Plan, make_plan
 from verl_rlar.row_files import read_some
 from verl_rlar.types import Kind
 
+FORMATS = "it must be JSON lines (one object per line) or *.parquet, with `prompt` or `messages`"
 CLUSTERS = 20
 """Most clusters that are printed."""
 
@@ -68,6 +68,8 @@ async def _plan(file: str, as_json: bool, sample: int, config: RlarConfig) -> in
             plan = await make_plan(read_some(file), dispatcher, sample=sample, on_progress=on_progress)
     for number, fault in plan.bad:
         complain_of(BadLine(line=number, error=fault))
+    if not plan.rows:
+        complain(f"no row of {file} can be read: {FORMATS}")
     if as_json:
         for record in plan_records(plan):
             print_json(record | ({"remedy": _remedy(record["kind"], config)} if record["type"] == "uncovered" else {}))
@@ -146,7 +148,7 @@ def _clusters(plan: Plan) -> Table:
 
 
 def _print_plan(plan: Plan, config: RlarConfig) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def say(text: str = "", style: str = "") -> None:
         console.print(Text(visible(text), style=style), soft_wrap=True)
@@ -170,9 +172,9 @@ def _print_plan(plan: Plan, config: RlarConfig) -> None:
         say(f"{plan.unread_references:,} more have a reference that no kind of check fits (prose)")
     for title, numbers in (("tool", plan.tools), ("kind", plan.kinds)):
         say()
-        console.print(counts(title, numbers))
+        console.table(counts(title, numbers))
     say()
-    console.print(_clusters(plan))
+    console.table(_clusters(plan))
     say()
     columns = ("tool", "data_source", "kind", "rows", "sampled", "gold", "garbage", "gold wins", "")
     table = Table(*columns, title="Dry score", title_justify="left", box=None, pad_edge=False)
@@ -191,7 +193,7 @@ def _print_plan(plan: Plan, config: RlarConfig) -> None:
         )
         verdict = Text(dry.verdict.replace("_", " "), style=STYLES.get(dry.verdict, "dim"))
         table.add_row(*(Text(visible(cell)) for cell in cells), verdict)
-    console.print(table)
+    console.table(table)
     if plan.uncovered:
         say()
         say(f"Uncovered: {sum(uncovered.rows for uncovered in plan.uncovered):,} rows that no tool fits", "bold")

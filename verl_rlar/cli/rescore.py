@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -32,6 +31,7 @@ from verl_rlar.cli.app import (
     visible,
 )
 from verl_rlar.config import RlarConfig
+from verl_rlar.ledger import read as read_ledger
 from verl_rlar.library import LibraryView
 from verl_rlar.types import Score
 
@@ -120,6 +120,8 @@ async def _rescore(
     of_steps, place = replay.parse_steps(steps), replay.run_folder(folder)
     library = library_of(place, config)
     subject = replay.find_tool(tool, library)
+    with read_ledger(place):
+        pass  # where there is none, that is said first
     spec, total = subject.spec, replay.Tally(examples)
     complain(f"{spec.name} ({spec.digest}) scores now")
     table = Table("step", "responses", "re-scored", "missing", "failed", box=None, pad_edge=False)
@@ -216,8 +218,8 @@ def _cells(figures: dict[str, Any]) -> Sequence[str]:
 
 
 def _print(table: Table, total: Tally, figures: dict[str, Any]) -> None:
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    console.print(table)
+    console = Output()
+    console.table(table)
 
     def say(label: str, text: str) -> None:
         console.print(Text.assemble((f"{label:<15}", "bold"), visible(text)), soft_wrap=True)

@@ -23,6 +23,7 @@ from verl_rlar.cli.app import (
     BadLine,
     In,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -38,13 +39,20 @@ from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Competence, Store, read_labelled
 from verl_rlar.config import RlarConfig
 from verl_rlar.dispatcher import Dispatcher
-from verl_rlar.errors import DataError
+from verl_rlar.errors import ConfigError, DataError
 from verl_rlar.router import settings_of
 from verl_rlar.row_files import read_some
-from verl_rlar.rows import query_of
+from verl_rlar.rows import query_of, there_is
 from verl_rlar.streams import in_background, in_order
 from verl_rlar.trusted import trusted_snapshot
 from verl_rlar.types import Outcome, Route, Sample, Score, Snapshot
+
+NOTHING = (
+    "nothing in {file} can be scored: it must be JSON lines (one object per line) or *.parquet, with `prompt` or "
+    "`messages` and `response`; `rlar plan` takes rows without responses"
+)
+NARROW = 110
+"""Columns of a terminal below which there is no room for a reason beside its score."""
 
 
 @app.command("score")
@@ -90,6 +98,8 @@ class Scored:
 
 
 async def _score(file: str, folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
+    if step is not None and not folder:
+        raise ConfigError("--step is about the tools of a library: add --in FOLDER, or leave it away")
     report = _JsonScores() if as_json else _TableScores()
     bad = 0
     tally: dict[str, Counter[str]] = {}
@@ -115,6 +125,8 @@ async def _score(file: str, folder: str | None, step: int | None, as_json: bool,
             if result.score.value is not None:
                 values[0] += result.score.value
                 values[1] += 1
+    if bad and not tally:
+        complain(NOTHING.format(file=file))
     _summarise(tally, bad, values[0] / values[1] if values[1] else None)
     failed = any(counts[Outcome.FAILED.value] for counts in tally.values())
     return BAD if bad or failed else OK
@@ -150,8 +162,10 @@ def sample_of(row: Mapping[str, Any] | DataError) -> Sample:
     if isinstance(row, DataError):
         raise row
     response = row.get("response")
+    if response is None:
+        raise DataError(f"no `response`{there_is(row)}")
     if not isinstance(response, str):
-        raise DataError("no `response`" if response is None else f"`response` is {type(response).__name__}, not a text")
+        raise DataError(f"`response` is {type(response).__name__}, not a text")
     return Sample(query=query_of(row), response=response)
 
 
@@ -194,10 +208,11 @@ class _JsonScores:
 
 
 class _TableScores:
-    """A table for people: aligned and cut to the width of a terminal, else separated by tabs and whole."""
+    """A table for people: aligned and cut to the width of a terminal (where that is narrow, the reason stands in a line
+    of its own), else separated by tabs and whole."""
 
     def __init__(self) -> None:
-        self._console = Console(highlight=False)
+        self._console = Output()
         self._begun = False
 
     def scored(self, result: Scored) -> None:
@@ -219,8 +234,11 @@ class _TableScores:
         line, value, outcome, tool, ms, reason = cells
         text = Text(f"{line:>6}  {value:>7}  ")
         text.append(f"{outcome:<9}", style=STYLES.get(outcome, "bold"))
-        text.append(f"  {tool:<24}  {ms:>8}  {reason}")
+        narrow = self._console.width < NARROW
+        text.append(f"  {tool}" if narrow else f"  {tool:<24}  {ms:>8}  {reason}")
         self._console.print(text, no_wrap=True, overflow="ellipsis")
+        if narrow and line != "line":
+            self._console.print(Text(f"{'':>8}{reason}", style="dim"), no_wrap=True, overflow="ellipsis")
 
 
 def _summarise(tally: Mapping[str, Counter[str]], bad: int, mean: float | None) -> None:

@@ -3,23 +3,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     BadLine,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -164,7 +162,7 @@ def _records(findings: Findings) -> Iterator[dict[str, Any]]:
 def _print(findings: Findings) -> None:
     from verl_rlar.agents.scout import SCORING_TEXT
 
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def say(text: str = "", style: str = "") -> None:
         console.print(Text(visible(text), style=style), soft_wrap=True)
@@ -190,7 +188,7 @@ def _print(findings: Findings) -> None:
                 _size(proposal.gib),
             )
             table.add_row(*(Text(visible(cell)) for cell in cells))
-        console.print(table)
+        console.table(table)
         say()
         for rank, proposal in enumerate(findings.proposals, start=1):
             if words := _words(proposal):

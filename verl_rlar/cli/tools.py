@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from enum import Enum
@@ -11,15 +10,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     OK,
-    WIDTH,
     In,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -36,7 +34,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, LibraryError
 from verl_rlar.export import Target, exported_file
 from verl_rlar.inbox import Submission
-from verl_rlar.library import FOLDER_NAME, EventKind, spec_to_json
+from verl_rlar.library import FOLDER_NAME, Event, EventKind, LibraryView, Trusted, spec_to_json
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import Kind, ToolSpec
 
@@ -93,6 +91,8 @@ def tools_ls_command(
 @tools_app.command("show")
 def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False, settings: Set = None) -> None:
     """Show a tool: its description, what it misses, its card, and what became of it.
+
+    Without a library: one of the tools that a training with these settings begins with.
 
     \b
     Examples:
@@ -203,11 +203,11 @@ def tools_export_command(
 
 def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
     rows: list[tuple[ToolSpec, str, int, str, str]]
-    if folder is None and library_folder(None, config) is None:
+    library = _library(folder, config)
+    if library is None:
         complain(f"there is no library at {Path(config.run_dir) / FOLDER_NAME}; a training begins with these")
         rows = [(tool.spec, "live", 0, tool.by, "at the start") for tool in trusted_tools(config)]
     else:
-        library = open_library(folder, config)
         live = library.latest() if step is None else library.snapshot(step)
         order = {tool.digest: place for place, tool in enumerate(live.tools)}
         by = {event.digest: event.by for event in library.events}
@@ -228,26 +228,33 @@ def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarC
             *(Text(visible(cell), style=STATES.get(cell, "") if n == 1 else "") for n, cell in enumerate(cells))
         )
     if not as_json:
-        Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH).print(table)
+        Output().table(table)
     return OK
 
 
 def _tools_show(tool: str, folder: str | None, as_json: bool, config: RlarConfig) -> int:
-    library = open_library(folder, config)
-    digest = library.find(tool)
-    spec, standing, card = library.spec(digest), library.standings()[digest], library.card(digest)
-    events = [event for event in library.events if event.digest == digest or event.replaces == digest]
+    card, text, events = None, None, list[Event]()
+    if library := _library(folder, config):
+        digest = library.find(tool)
+        spec, standing, card = library.spec(digest), library.standings()[digest], library.card(digest)
+        events = [event for event in library.events if event.digest == digest or event.replaces == digest]
+        text, code = library.card_text(digest), str(library.path / "tools" / digest)
+        state, step, why = standing.event, standing.step, standing.why
+    else:
+        trusted = _trusted(tool, config)
+        spec, digest, code = trusted.spec, trusted.spec.digest, f"rlar tools export {trusted.spec.name} -"
+        state, step, why = "live", 0, "a training begins with it"
     if as_json:
-        state = {"digest": digest, "state": standing.event, "step": standing.step, "spec": spec_to_json(spec)}
-        print_json(state | {"card": card, "events": [asdict(event) for event in events]})
+        about = {"digest": digest, "state": state, "step": step, "spec": spec_to_json(spec)}
+        print_json(about | {"card": card, "events": [asdict(event) for event in events]})
         return OK
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def say(label: str, text: str) -> None:
         console.print(Text.assemble((f"{label:<13}", "bold"), visible(text)), soft_wrap=True)
 
     say("tool", f"{spec.name} ({digest})")
-    say("state", f"{standing.event} since step {standing.step}: {standing.why}")
+    say("state", f"{state} since step {step}: {why}")
     say("kind", f"{spec.kind}, {spec.target}" + (", a gate" if spec.gate else ""))
     kinds = " ".join(sorted(kind.value for kind in spec.scope.kinds))
     say("checks", kinds + ("" if not spec.scope.needs_reference else "; needs a reference"))
@@ -258,11 +265,10 @@ def _tools_show(tool: str, folder: str | None, as_json: bool, config: RlarConfig
     say("description", spec.description or "-")
     for missed in spec.misses:
         say("misses", missed)
-    say("code", str(library.path / "tools" / digest))
+    say("code", code)
     for event in events:
         what = event.event if event.digest == digest else f"replaced by {event.digest}"
         say(f"event {event.seq}", f"{event.time[:19]}  step {event.step}  {what}, by {event.by}: {event.why}")
-    text = library.card_text(digest)
     say("card", "none: it had no exam" if text is None else "")
     for line in (text or "").splitlines():
         console.print(Text("  " + visible(line)), soft_wrap=True)
@@ -302,6 +308,8 @@ def _tools_change(
     replace: bool,
     config: RlarConfig,
 ) -> int:
+    if not why.strip():
+        raise ConfigError("--why is empty: say for the log why this is done")
     library = open_library(folder, config)
     digest = library.find(tool)
     asked = Submission(digest=digest, event=event, step=step, replace=replace, by=by, why=why)
@@ -337,14 +345,23 @@ def _tools_export(
 
 def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple[ToolSpec, str | None]:
     """A tool of the library; without one, of those that a training begins with."""
-    if folder is not None or library_folder(None, config) is not None:
-        library = open_library(folder, config)
+    if library := _library(folder, config):
         digest = library.find(tool)
         return library.spec(digest), library.source(digest)
-    sys.path.insert(0, os.getcwd())  # the user's own package.module
+    trusted = _trusted(tool, config)
+    return trusted.spec, trusted.source
+
+
+def _library(folder: str | None, config: RlarConfig) -> LibraryView | None:
+    """The library that is meant; None: none was named, and there is none."""
+    return None if folder is None and library_folder(None, config) is None else open_library(folder, config)
+
+
+def _trusted(tool: str, config: RlarConfig) -> Trusted:
+    """One of the tools that a training begins with."""
     tools = trusted_tools(config)
     for trusted in tools:
         if tool in (trusted.spec.name, trusted.spec.digest):
-            return trusted.spec, trusted.source
+            return trusted
     names = ", ".join(trusted.spec.name for trusted in tools)
     raise LibraryError(f"there is no library here, and no tool {tool!r} that a training begins with: {names}")

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verl_rlar.cli.app import (
     BAD,
     OK,
-    WIDTH,
     Json,
+    Output,
     Set,
     app,
     complain,
@@ -148,7 +146,7 @@ def _write(
         raise ConfigError("--record and --replay exclude each other: what is replayed is recorded already")
     if n is not None:
         config = config.model_copy(update={"agents": config.agents.model_copy(update={"drafts": n})})
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
+    console = Output()
 
     def on_event(kind: str, what: Any) -> None:
         if as_json:
@@ -186,7 +184,7 @@ def _records(kind: str, what: Any) -> Iterator[dict[str, Any]]:
         yield {"type": "trial", **{key: value for key, value in vars(what).items() if key != "source"}}
 
 
-def _say(console: Console, kind: str, what: Any) -> None:
+def _say(console: Output, kind: str, what: Any) -> None:
     if kind == "plan":
         schemes: Sequence[Any] = what
         console.print(Text("Plan", style="bold"))
@@ -199,7 +197,7 @@ def _say(console: Console, kind: str, what: Any) -> None:
 
 def _finish(
     written: Written,
-    console: Console,
+    console: Output,
     folder: str | None,
     then: str,
     out: Path | None,
@@ -241,7 +239,7 @@ def _finish(
         print_json({"type": "summary", **written.as_dict()})
 
 
-def _print(written: Written, console: Console) -> None:
+def _print(written: Written, console: Output) -> None:
     table = Table("draft", "version", "came to", "open cases", "wrong", "s per 1,000", "why", box=None)
     for trial in written.trials:
         speed = trial.seconds_per_1000
@@ -256,7 +254,7 @@ def _print(written: Written, console: Console) -> None:
         )
         table.add_row(*(Text(visible(cell), style=COLOURS.get(trial.state, "")) for cell in cells))
     console.print()
-    console.print(table)
+    console.table(table)
     agent = written.agent
     again = f" ({written.recalled} of them kept from before)" if written.recalled else ""
     said = (

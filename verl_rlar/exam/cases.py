@@ -90,7 +90,11 @@ def is_sealed(query: Query, *, seed: int, share: float) -> bool:
 
 
 def read_cases(
-    rows: Iterable[tuple[int, Mapping[str, Any] | DataError]], *, seed: int = 0, sealed_share: float = 0.3
+    rows: Iterable[tuple[int, Mapping[str, Any] | DataError]],
+    *,
+    seed: int = 0,
+    sealed_share: float = 0.3,
+    name: str = "",
 ) -> tuple[Case, ...]:
     """The cases of a case file.
 
@@ -98,22 +102,24 @@ def read_cases(
         rows: Numbered rows, as `verl_rlar.row_files.read_rows` gives them.
         seed: Key of the seal.
         sealed_share: Share of the queries whose cases are sealed.
+        name: Of the file, for messages.
 
     Raises:
         DataError: A row is no case; ids repeat; or ``same_as`` names no case. The message names the line.
     """
+    at = f"{name}, line" if name else "line"
     cases: dict[str, tuple[int, Case]] = {}
     for number, row in rows:
         try:
             made = _case(row, number, seed, sealed_share)
         except DataError as error:
-            raise DataError(f"line {number}: {error}") from None
+            raise DataError(f"{at} {number}: {error}") from None
         if made.id in cases and made != cases[made.id][1]:
-            raise DataError(f"line {number}: the id {made.id!r} is taken by line {cases[made.id][0]}")
+            raise DataError(f"{at} {number}: the id {made.id!r} is taken by line {cases[made.id][0]}")
         cases.setdefault(made.id, (number, made))
     for number, made in cases.values():
         if made.expect is Expect.SAME and (made.twin not in cases or cases[made.twin][1].expect is Expect.SAME):
-            raise DataError(f"line {number}: {SAME_AS}{made.twin} names no case with a verdict of its own")
+            raise DataError(f"{at} {number}: {SAME_AS}{made.twin} names no case with a verdict of its own")
     return tuple(made for _, made in cases.values())
 
 
@@ -125,7 +131,10 @@ def _case(row: Mapping[str, Any] | DataError, number: int, seed: int, sealed_sha
         raise DataError("no `response`, or it is no text")
     twin = expected.removeprefix(SAME_AS) if isinstance(expected, str) and expected.startswith(SAME_AS) else ""
     if not twin and expected not in ("good", "bad", "abstain"):
-        raise DataError(f"`expect` is {expected!r}; it must be good, bad, abstain or {SAME_AS}<id>")
+        raise DataError(
+            ("no `expect`" if expected is None else f"`expect` is {expected!r}")
+            + f"; it must be good, bad, abstain or {SAME_AS}<id>"
+        )
     fields = {"sort": str(row.get("sort") or "given"), "origin": f"line {number}", "twin": twin}
     made = case(
         query_of(row),

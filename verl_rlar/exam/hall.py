@@ -175,7 +175,7 @@ class Hall:
             more = gather(read_rows(path), spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
             evidence = _join(evidence, await self.screen(more, spec, on_progress) if screened else more)
         for path in case_files:
-            cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share)
+            cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share, name=path)
             evidence = _join(evidence, Evidence(cases=cases))
         return evidence
 

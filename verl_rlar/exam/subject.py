@@ -62,6 +62,7 @@ def find(name: str, kinds: Collection[Kind] = ()) -> Subject:
             known = ", ".join(tool.name for tool in snapshot.tools)
             raise ConfigError(
                 f"no tool {name!r}: give a built-in one ({known}), package.module:function, or a verifier's file (*.py)"
+                + (f"; a folder with a reward model is ./{name}" if Path(name).is_dir() else "")
             ) from None
     try:
         function = load(name)
@@ -88,7 +89,7 @@ def verifier(source: str, *, name: str, kinds: Collection[Kind] = (), origin: st
         raise ConfigError(f"the verifier {name} has no function score(prompt, response, reference, extra)")
     said = _constants(tree)
     try:
-        scope = frozenset(Kind(kind) for kind in said.get("KINDS", kinds)) or CHECKED
+        scope = frozenset(map(_kind, said.get("KINDS", kinds))) or CHECKED
         timeout = float(said.get("TIMEOUT_S", 5.0))
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the verifier {name}: {error}") from None
@@ -109,6 +110,13 @@ def verifier(source: str, *, name: str, kinds: Collection[Kind] = (), origin: st
         source_sha256=hashlib.sha256(source.encode()).hexdigest(),
     )
     return Subject(spec=spec, source=source)
+
+
+def _kind(name: object) -> Kind:
+    try:
+        return Kind(name)
+    except ValueError:
+        raise ValueError(f"KINDS: {name!r} is no kind of query; there are {', '.join(Kind)}") from None
 
 
 def _constants(tree: ast.Module) -> dict[str, Any]:

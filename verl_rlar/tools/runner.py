@@ -25,6 +25,7 @@ import signal
 import threading
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 from types import TracebackType
 from typing import Any, cast
 
@@ -65,13 +66,25 @@ class RuleRunner:
         self._closed = False
         self._pool = self._made()
         try:
-            self._pool.schedule(_start_worker, args=(0, targets)).result(START_TIMEOUT_S)
-        except Exception as error:
+            self._start(targets).result(START_TIMEOUT_S)
+        except BaseException as error:
             self.close()
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C
             raise ToolUnavailable(
                 f"the processes for rules did not start within {START_TIMEOUT_S:g} s: {error!r}; is "
                 f"rlar.rules.memory_gb={config.memory_gb:g} too little?"
             ) from error
+
+    def _start(self, targets: tuple[str, ...]) -> Future[None]:
+        """Starts the pool. Its threads and processes inherit that Ctrl-C is not for them: a worker that dies of it
+        while it starts would look like a fault."""
+        resource_tracker.ensure_running()  # else the pool starts it, and that unblocks SIGINT
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return cast("Future[None]", self._pool.schedule(_start_worker, args=(0, targets)))
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     def __enter__(self) -> RuleRunner:
         return self
