@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -535,6 +536,21 @@ def test_a_reference_that_is_missing_in_a_column_of_numbers_is_none(tmp_path: Pa
     path = write(tmp_path / "rows.jsonl", ['{"prompt": "6*7?", "response": "nan", "reference": NaN}'])
     (record,) = records(rlar("score", path, "--json").stdout)
     assert (record["outcome"], record["value"]) == ("abstained", None)
+
+
+def test_what_may_not_be_read_is_a_message(tmp_path: Path) -> None:
+    bare = () if os.geteuid() else ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root may read everything
+    if bare and not shutil.which(bare[0]):
+        pytest.skip("setpriv is not installed")
+    (tmp_path / "run" / "rlar").mkdir(parents=True)
+    (tmp_path / "run" / "rlar" / "ledger.sqlite").touch(mode=0)
+    (tmp_path / "closed").mkdir(mode=0)
+    for run in ("run", "closed"):
+        command = [*bare, sys.executable, "-m", "verl_rlar", "report", str(tmp_path / run), "--json"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert ran.returncode == 2, ran.stderr
+        assert "Permission denied; may you read it" in ran.stderr and str(tmp_path / run) in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
 
 
 CASES = '{"prompt": "6*7?", "response": "42"}\n'

@@ -122,6 +122,9 @@ def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
     except BrokenPipeError:
         _silence()
         code = 128 + signal.SIGPIPE
+    except PermissionError as error:
+        complain(f"error: {error.filename or 'a file'}: {error.strerror}; may you read it, and its folder?")
+        code = USAGE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

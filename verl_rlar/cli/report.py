@@ -149,7 +149,7 @@ def _check(file: Path, *, force: bool) -> None:
     except FileNotFoundError:
         ours = True
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
     if not ours and not force:
         raise ConfigError(f"{file} is there already, and no report; --force overwrites it")
     if not file.absolute().parent.is_dir():
@@ -163,4 +163,4 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(aside, file)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None

@@ -287,7 +287,7 @@ def _tools_add(
     try:
         source = Path(file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the verifier {file}: {error}") from None
+        raise ConfigError(f"cannot read the verifier {file}: {getattr(error, 'strerror', None) or error}") from None
     spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
     asked = Submission(digest=spec.digest, spec=spec_to_json(spec), source=source, by=by, why=why)
     submitted(library_folder(folder, config) or new_library_folder(folder, config), asked, spec.name, as_json=as_json)
@@ -333,7 +333,7 @@ def _tools_export(
     except FileExistsError:
         raise ConfigError(f"{file} is there already; --force overwrites it") from None
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
     if as_json:
         print_json({"tool": spec.name, "digest": spec.digest, "as": target.value, "file": file})
     complain(f"{spec.name} ({spec.digest}) is in {file}")
