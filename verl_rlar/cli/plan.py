@@ -129,6 +129,11 @@ def _errors(plan: Plan) -> list[str]:
             f"gold does not win: {where}: gold answers score more than garbage on {dry.wins} of {dry.rows - dry.failed}"
             f" sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that cannot tell them apart is no use:"
             " look at the examples, correct the references or columns of these rows"
+            + (
+                ". All rows have the same reference: one answer wins them all"
+                if "only_reference" in dry.garbage
+                else ""
+            )
         )
     return messages
 
