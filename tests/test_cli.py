@@ -8,6 +8,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -387,7 +388,8 @@ def test_a_route_where_gold_does_not_win_is_an_error(tmp_path: Path, case: str, 
     assert "gold does not win" in error["error"]
     assert error["examples"][0]["line"] == 1
     assert found["summary"][0]["errors"] == 1
-    assert "gold does not win" in rlar("plan", path).stdout
+    assert "gold does not win" in (printed := rlar("plan", path).stdout)
+    assert ("All rows have the same reference" in printed) is (case == "all the same")
     assert plan(path, *ROUTES_ONLY)["error"] == [], "nothing is tried without a sample"
 
 
@@ -540,6 +542,21 @@ def test_a_reference_that_is_missing_in_a_column_of_numbers_is_none(tmp_path: Pa
     path = write(tmp_path / "rows.jsonl", ['{"prompt": "6*7?", "response": "nan", "reference": NaN}'])
     (record,) = records(rlar("score", path, "--json").stdout)
     assert (record["outcome"], record["value"]) == ("abstained", None)
+
+
+def test_what_may_not_be_read_is_a_message(tmp_path: Path) -> None:
+    bare = () if os.geteuid() else ("setpriv", "--bounding-set=-all", "--inh-caps=-all")  # root may read everything
+    if bare and not shutil.which(bare[0]):
+        pytest.skip("setpriv is not installed")
+    (tmp_path / "run" / "rlar").mkdir(parents=True)
+    (tmp_path / "run" / "rlar" / "ledger.sqlite").touch(mode=0)
+    (tmp_path / "closed").mkdir(mode=0)
+    for run in ("run", "closed"):
+        command = [*bare, sys.executable, "-m", "verl_rlar", "report", str(tmp_path / run), "--json"]
+        ran = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert ran.returncode == 2, ran.stderr
+        assert "Permission denied; may you read it" in ran.stderr and str(tmp_path / run) in ran.stderr
+        assert len(ran.stderr.splitlines()) == 1
 
 
 CASES = '{"prompt": "6*7?", "response": "42"}\n'

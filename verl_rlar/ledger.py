@@ -19,6 +19,7 @@ Not covered: the file must lie on a local disk or one with working POSIX locks; 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 import zlib
@@ -446,6 +447,8 @@ def read(path: Path) -> Iterator[sqlite3.Connection]:
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise LedgerError(f"there is no ledger at {file}; give the folder `rlar` inside the run's checkpoint folder")
+    if not os.access(file, os.R_OK):
+        raise LedgerError(f"{file}: Permission denied; may you read it?")
     with (
         _explained(file),
         closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db,

@@ -328,7 +328,8 @@ class _Group:
                 if gold is not None:
                     yield _Job(row, "gold", gold)
                     if self.rows > 1:
-                        yield _Job(row, "other_reference", self._other(row, gold))
+                        other = self._other(row, gold)
+                        yield _Job(row, "other_reference" if other != gold else "only_reference", other)
                 yield from (_Job(row, sort, text) for sort, text in _garbage(row))
 
     def _other(self, row: _Row, gold: str) -> str:

@@ -79,11 +79,12 @@ def rlar(
 ) -> None:
     """Agent-backed rewards for verl: score responses, plan data sets, look at runs, find and examine tools.
 
-    \b
     Every command has --json (one object per line, and nothing else, on standard output; progress and faults go to
     standard error), --set KEY=VALUE (any setting under rlar.*) and examples in its --help.
+
     Exit codes: 0 all is well; 1 something in the data, the tools or the machine is not; 2 the command, a setting or a
     file is wrong, and the message says what to do; 130 Ctrl-C.
+
     Tab completion of commands and options: rlar --install-completion.
 
     \b
@@ -121,6 +122,9 @@ def run(work: Callable[[], Coroutine[Any, Any, int] | int]) -> None:
     except BrokenPipeError:
         _silence()
         code = 128 + signal.SIGPIPE
+    except PermissionError as error:
+        complain(f"error: {error.filename or 'a file'}: {error.strerror}; may you read it, and its folder?")
+        code = USAGE
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

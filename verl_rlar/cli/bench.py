@@ -65,7 +65,7 @@ MODELS_AT_ONCE = 64
 """Calls of served models at the same time, which their servers put into batches."""
 
 
-@app.command("bench")
+@app.command("bench", short_help="Time the rewards on this machine.")
 def bench_command(
     file: Annotated[
         str | None,
@@ -78,7 +78,6 @@ def bench_command(
 ) -> None:
     """Time the rewards on this machine: routing, every tool that your responses need, and the ledger.
 
-    \b
     Prints for each tool: the seconds of its first answers (worker processes, boxes or servers start), then responses
     per second with as many calls at a time as it has processes, boxes or batches for, and a call's median and 95th
     percentile. `route` is the decision for a prompt that was never seen, `ledger` a row written to the disk of

@@ -44,7 +44,7 @@ UNCOVERED = 0.5
 """Headroom of queries that no tool fits."""
 
 
-@app.command("build")
+@app.command("build", short_help="Look for tools where a data set has none.")
 def build_command(
     data: Annotated[
         list[str], typer.Argument(metavar="DATA...", help="The rows of the training: Parquet or JSON lines.")
@@ -70,7 +70,6 @@ def build_command(
 ) -> None:
     """Look for tools for the queries of a data set that have no competent one, and examine them, before a training.
 
-    \b
     The rows are routed by the tools of the library. Shown are the clusters of alike queries that no tool fits, or whose
     tool is weak there by its evidence; those first by which most is to be gained (share of the rows, times how much
     better their answers could be told apart). For open dialogue the scout looks for reward models on the hub, and the

@@ -43,7 +43,7 @@ Tool = Annotated[
 LABELLED = ("false_accept", "false_reject", "pairwise", "pairwise_low", "pairwise_high")
 
 
-@app.command("diff")
+@app.command("diff", short_help="Compare two tools.")
 def diff_command(
     first: Tool,
     second: Tool,
@@ -66,7 +66,6 @@ def diff_command(
 ) -> None:
     """Compare two tools: where do they agree, which one is right more often, which one is faster?
 
-    \b
     Both are asked the same: cases as in `rlar exam`, and the stored responses of a run, as far as both are for them.
     With --json: an object per response, per kind of query, per tool, and a summary. Exit code: 1 if a tool failed
     somewhere, or a text is gone.

@@ -39,7 +39,7 @@ class Area(str, Enum):
     SANDBOX = "sandbox"
 
 
-@app.command("doctor")
+@app.command("doctor", short_help="Check whether this machine is fit.")
 def doctor_command(
     only: Annotated[
         list[Area] | None, typer.Option("--only", help="Look at this alone. Repeatable. Default: all.")
@@ -49,7 +49,6 @@ def doctor_command(
 ) -> None:
     """Check the machine: packages, disk, GPUs, hub, LLM, and the sandbox, where foreign code runs.
 
-    \b
     The sandbox: looks at the Docker engine and what it can enforce, builds or pulls the image of the boxes where it is
     missing, tries every limit from inside a box, and runs a program as a training does; for a SandboxFusion server,
     runs a program there. An LLM is asked for its list of models, never for a completion.

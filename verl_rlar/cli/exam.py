@@ -50,7 +50,7 @@ class Then(str, Enum):
     NOTHING = "nothing"
 
 
-@app.command("exam")
+@app.command("exam", short_help="Examine a tool: does it tell right from wrong?")
 def exam_command(
     tool: Annotated[
         str,
@@ -83,7 +83,6 @@ def exam_command(
 ) -> None:
     """Examine a tool: does it tell right from wrong, always, in time, whoever asks?
 
-    \b
     Cases are made from rows (gold answers, labelled ones, changes that must fail and changes that must not matter,
     attacks), or come from case files: rows with a `response` and `expect`: good, bad, abstain, or same_as:<id>.
     A verifier's file runs in a box. Prints the card; --json prints it as one object. Exit code: 0 admitted, 1 rejected.

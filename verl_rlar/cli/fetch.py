@@ -26,7 +26,7 @@ from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, HubError, ModelRefused, ToolUnavailable
 
 
-@app.command("fetch")
+@app.command("fetch", short_help="Download reward models.")
 def fetch_command(
     models: Annotated[
         list[str] | None, typer.Argument(metavar="[OWNER/NAME[@COMMIT]]...", help="Reward models on the hub.")
@@ -40,7 +40,6 @@ def fetch_command(
 ) -> None:
     """Download reward models, if the gate lets them pass, and print their folders.
 
-    \b
     Run it on every node, with the same rlar.hub.cache_dir as in training. What is here is not downloaded again.
     Exit code: 0 all are here, 1 some are refused or cannot be had.
 

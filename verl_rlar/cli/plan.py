@@ -39,7 +39,7 @@ CLUSTERS = 20
 """Most clusters that are printed."""
 
 
-@app.command("plan")
+@app.command("plan", short_help="Route a data set, and try its rewards.")
 def plan_command(
     file: Annotated[str, typer.Argument(metavar="DATA", help="Parquet or JSON lines (also .gz); - is standard input.")],
     as_json: Json = False,
@@ -48,7 +48,6 @@ def plan_command(
 ) -> None:
     """Route a data set, and try whether its rewards tell right from wrong.
 
-    \b
     Prints the coverage per tool, kind and cluster of queries, queries that no tool fits, conflicts among labels, and a
     dry score: for every route, gold answers made from the references against garbage (empty, "I don't know.", another
     row's reference, the prompt, random words). A route where gold does not win is an error; the exit code is 1 then.
@@ -130,6 +129,11 @@ def _errors(plan: Plan) -> list[str]:
             f"gold does not win: {where}: gold answers score more than garbage on {dry.wins} of {dry.rows - dry.failed}"
             f" sampled rows (at least {WIN_SHARE:.0%} are needed). A reward that cannot tell them apart is no use:"
             " look at the examples, correct the references or columns of these rows"
+            + (
+                ". All rows have the same reference: one answer wins them all"
+                if "only_reference" in dry.garbage
+                else ""
+            )
         )
     return messages
 

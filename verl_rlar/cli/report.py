@@ -29,7 +29,7 @@ from verl_rlar.library import LibraryView
 FILE = "report.html"
 
 
-@app.command("report")
+@app.command("report", short_help="Make a report of a run.")
 def report_command(
     folder: Annotated[
         str, typer.Argument(metavar="RUN", help="The folder of a run: `rlar`, or the checkpoint folder.")
@@ -56,7 +56,6 @@ def report_command(
 ) -> None:
     """Make a report of a run: rewards, routing, tools, samples, alarms, costs.
 
-    \b
     The file holds all that it needs and can be opened, sent and printed. Texts in it are the data's and the policy's:
     they are shown, and never run. A run may be training meanwhile; nothing is written into it. With --json: the
     figures as one object, without samples and sources.
@@ -150,7 +149,7 @@ def _check(file: Path, *, force: bool) -> None:
     except FileNotFoundError:
         ours = True
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
     if not ours and not force:
         raise ConfigError(f"{file} is there already, and no report; --force overwrites it")
     if not file.absolute().parent.is_dir():
@@ -164,4 +163,4 @@ def _write(file: Path, content: bytes) -> None:
         os.replace(aside, file)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None

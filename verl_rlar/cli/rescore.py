@@ -58,7 +58,7 @@ Attempt = Annotated[
 Examples = Annotated[int, typer.Option(min=0, metavar="N", help="How many examples to print.")]
 
 
-@app.command("rescore")
+@app.command("rescore", short_help="Score the stored responses of a run again.")
 def rescore_command(
     folder: Run,
     tool: Annotated[
@@ -84,7 +84,6 @@ def rescore_command(
 ) -> None:
     """Score the stored responses of a run again: what would rewards and advantages have been?
 
-    \b
     Where a route has a part of that name, the tool takes its place, and the other parts keep their scores; where it
     has none, the tool scores alone what it is for. Nothing is written. A version that scored then must say the same
     again. With --json: an object per response, per step, and a summary. Exit code: 1 if a response could not be

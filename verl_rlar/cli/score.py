@@ -55,7 +55,7 @@ NARROW = 110
 """Columns of a terminal below which there is no room for a reason beside its score."""
 
 
-@app.command("score")
+@app.command("score", short_help="Score responses, as in training.")
 def score_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines (also .gz) or parquet; - is standard input.")],
     folder: In = None,
@@ -67,11 +67,9 @@ def score_command(
 ) -> None:
     """Score responses by the tools that fit their queries, as in training.
 
-    \b
     Every line is an object with `messages` (or `prompt`) and `response`, and, where the data has them, `reference`,
     `data_source` and `extra` (tests, constraints, languages, ...). verl's own columns are understood, too.
 
-    \b
     Prints for every line: number, value in [0, 1] (- if unscored), outcome, tool, milliseconds, reason.
     Bad lines are reported with their numbers, and the rest goes on; the exit code is 1 then, and also if a tool failed.
     With --in, the verifiers that are live in that library score, too, each in a box; rules run as they are installed.

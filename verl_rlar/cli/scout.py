@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from verl_rlar.agents.scout import Findings, Proposal  # the hub's client takes a while to import
 
 
-@app.command("scout")
+@app.command("scout", short_help="Find reward models on the hub.")
 def scout_command(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task in a few words.")],
     data: Annotated[
@@ -63,7 +63,6 @@ def scout_command(
 ) -> None:
     """Find reward models for a task on the hub, ranked, with reasons; nothing is downloaded but headers and texts.
 
-    \b
     Every candidate passes the gate or is refused with its reason: safetensors only, no code of its own, a known
     architecture whose weights are what its config says, licence, size, owner, a card that gives no orders. What passes
     is ranked by what the hub says about it, or by an LLM agent, if one is configured (agents.url, agents.model: any

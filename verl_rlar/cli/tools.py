@@ -68,7 +68,7 @@ def tools_group() -> None:
     """
 
 
-@tools_app.command("ls")
+@tools_app.command("ls", short_help="List the tools.")
 def tools_ls_command(
     folder: In = None,
     step: Annotated[int | None, typer.Option(min=0, help="How things stood at that step. Default: after all.")] = None,
@@ -88,7 +88,7 @@ def tools_ls_command(
     run(lambda: _tools_ls(folder, step, as_json, configured(settings)))
 
 
-@tools_app.command("show")
+@tools_app.command("show", short_help="Show a tool.")
 def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False, settings: Set = None) -> None:
     """Show a tool: its description, what it misses, its card, and what became of it.
 
@@ -102,7 +102,7 @@ def tools_show_command(tool: Tool, folder: In = None, as_json: Json = False, set
     run(lambda: _tools_show(tool, folder, as_json, configured(settings)))
 
 
-@tools_app.command("add")
+@tools_app.command("add", short_help="Propose a verifier.")
 def tools_add_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A verifier: *.py with a function `score`.")],
     folder: In = None,
@@ -117,7 +117,6 @@ def tools_add_command(
 ) -> None:
     """Put a verifier that nobody has read into the library, as proposed. It is not run here.
 
-    \b
     The file has a function score(prompt, response, reference, extra) that returns a number in [0, 1] or None, and may
     say KINDS, NEEDS_REFERENCE, TIMEOUT_S and DESCRIPTION. It scores only in a box, and only after an exam.
 
@@ -129,7 +128,7 @@ def tools_add_command(
     run(lambda: _tools_add(file, folder, name, kind or [], why, by, as_json, configured(settings)))
 
 
-@tools_app.command("promote")
+@tools_app.command("promote", short_help="Give a tool a chance, or a say.")
 def tools_promote_command(
     tool: Tool,
     why: Why,
@@ -143,7 +142,6 @@ def tools_promote_command(
 ) -> None:
     """Give a tool that passed its exam a chance, or a say, from a step on.
 
-    \b
     From the shadow a training promotes it by itself when it has shown what it is worth (rlar.life.*).
 
     \b
@@ -154,7 +152,7 @@ def tools_promote_command(
     run(lambda: _tools_change(to.value, tool, folder, step, why, by, as_json, replace, configured(settings)))
 
 
-@tools_app.command("retire")
+@tools_app.command("retire", short_help="Take a tool out.")
 def tools_retire_command(
     tool: Tool,
     why: Why,
@@ -173,7 +171,7 @@ def tools_retire_command(
     run(lambda: _tools_change("retired", tool, folder, step, why, by, as_json, False, configured(settings)))
 
 
-@tools_app.command("export")
+@tools_app.command("export", short_help="Write a tool's code into a file.")
 def tools_export_command(
     tool: Tool,
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - is standard output.")],
@@ -187,7 +185,6 @@ def tools_export_command(
 ) -> None:
     """Write a tool's code into a file, byte by byte as it scored; or a file that scores with it elsewhere.
 
-    \b
     With --as verl, trl or verifiers the file has a reward function for that framework, and needs verl-rlar there. A
     verifier's code is data in it, and runs in a box only. Settings (scoring, rules, sandbox) go along.
     Without a library: one of the tools that a training with these settings begins with.
@@ -290,7 +287,7 @@ def _tools_add(
     try:
         source = Path(file).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the verifier {file}: {error}") from None
+        raise ConfigError(f"cannot read the verifier {file}: {getattr(error, 'strerror', None) or error}") from None
     spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
     asked = Submission(digest=spec.digest, spec=spec_to_json(spec), source=source, by=by, why=why)
     submitted(library_folder(folder, config) or new_library_folder(folder, config), asked, spec.name, as_json=as_json)
@@ -336,7 +333,7 @@ def _tools_export(
     except FileExistsError:
         raise ConfigError(f"{file} is there already; --force overwrites it") from None
     except OSError as error:
-        raise ConfigError(f"cannot write {file}: {error}") from None
+        raise ConfigError(f"cannot write {file}: {error.strerror}") from None
     if as_json:
         print_json({"tool": spec.name, "digest": spec.digest, "as": target.value, "file": file})
     complain(f"{spec.name} ({spec.digest}) is in {file}")

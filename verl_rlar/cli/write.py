@@ -53,7 +53,7 @@ COLOURS = {"admitted": "green", "sealed": "red", "fault": "red"}
 WHY_CHARS = 90
 
 
-@app.command("write")
+@app.command("write", short_help="Have an LLM write a verifier or a rubric.")
 def write_command(
     task: Annotated[str, typer.Argument(metavar="TASK", help="The task in a sentence: what makes a response right.")],
     data: Annotated[
@@ -93,7 +93,6 @@ def write_command(
 ) -> None:
     """Have an LLM write a verifier for a task: planned, drafted, tried in a box, repaired, and examined.
 
-    \b
     The agent sees the task, some rows, and the open cases that its drafts get wrong; the sealed cases of the exam, which
     it never sees, decide. The LLM is any OpenAI-compatible endpoint (agents.url, agents.model). Caps: agents.steps,
     tokens, dollars, wall_s for this task; agents.run_calls, run_tokens, run_dollars, run_s for all agents of a run;

@@ -53,7 +53,7 @@ def find(name: str, kinds: Collection[Kind] = ()) -> Subject:
         try:
             return verifier(Path(name).read_text("utf-8"), name=Path(name).stem, kinds=kinds)
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the verifier {name}: {error}") from None
+            raise ConfigError(f"cannot read the verifier {name}: {getattr(error, 'strerror', None) or error}") from None
     if ":" not in name:
         snapshot = builtin_snapshot()
         try:
