@@ -245,6 +245,7 @@ def test_who_watches_the_tools_gets_this_starts_training_rows_from_a_step_on(tmp
             [(step, f"g{step}", 0, "d" * 16, "scored", 2.5, 0.25) for step in (4, 5)],
             [(step, "d" * 16, "c", "scored", 0.25) for step in (4, 5)],
         )
+        assert [row[-1] for row in ledger.watched_since(4, texts=False)[0]] == [None, None]
         assert ledger.watched_since(6) == ([], [], [])
 
 

@@ -51,6 +51,10 @@ def test_calls_of_a_minute_wait_for_the_pace(tmp_path: Path) -> None:
     assert clock.slept == 0
     two.take(10)
     assert 56.9 <= clock.slept <= 57.6, "until the first is a minute old"
+    two.settle(10, 5)
+    clock.now, clock.slept = clock.now - 3600, 0.0
+    two.take(10)
+    assert clock.slept == 0, "a clock that was set back does not make calls of the future wait for"
 
 
 def test_tokens_of_a_minute_wait_for_the_pace(tmp_path: Path) -> None:

@@ -273,18 +273,24 @@ class Ledger:
         with _explained(self.path), self._transaction():
             self._db.executemany("INSERT OR REPLACE INTO canaries VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
 
-    def watched_since(self, step: int) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    def watched_since(
+        self, step: int, *, texts: bool = True
+    ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         """What this start of training has scored from a step on: for those who watch the tools and were restarted.
+
+        Args:
+            step: The first step.
+            texts: Whether responses are read, too: those of some steps may be gigabytes.
 
         Returns:
             Step, uid, session, query, value, parts (JSON), kind, whether a tool fits, cluster and text (None if it is
-            gone) of training responses; step, uid, session, digest, outcome, raw score and value in the shadow; step,
-            digest, canary, outcome and value of canaries.
+            gone, or not read) of training responses; step, uid, session, digest, outcome, raw score and value in the
+            shadow; step, digest, canary, outcome and value of canaries.
         """
         found = []
         for sql in (
             "SELECT scores.step, uid, session, scores.query, value, scores.parts, COALESCE(kind, 'open'), "
-            "COALESCE(covered, 1), COALESCE(cluster, ''), body FROM scores "
+            f"COALESCE(covered, 1), COALESCE(cluster, ''), {'body' if texts else 'NULL'} FROM scores "
             "LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
             "AND routes.query = scores.query LEFT JOIN texts ON texts.sha = scores.response "
             "WHERE attempt = ? AND scores.split = 'train' AND scores.step >= ? ORDER BY scores.step",

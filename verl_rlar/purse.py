@@ -261,8 +261,8 @@ class Purse:
         now, config = self._clock(), self._config
         if config.rpm is None and config.tpm is None:
             return 0.0
-        query = "SELECT at, read + written FROM calls WHERE at > ? ORDER BY at DESC"
-        recent = account.execute(query, (now - MINUTE_S,)).fetchall()
+        query = "SELECT at, read + written FROM calls WHERE at > ? AND at <= ? ORDER BY at DESC"
+        recent = account.execute(query, (now - MINUTE_S, now)).fetchall()  # the clock may have been set back since
         tokens = expected
         for place, (at, took) in enumerate(recent, start=1):
             tokens += took

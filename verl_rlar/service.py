@@ -521,7 +521,7 @@ class Service:
         for tool in (*snapshot.tools, *snapshot.shadows):
             self._of_exam(tool, life)
         steps = config.shadow_patience if snapshot.shadows else config.window
-        life.restore(*self._ledger.watched_since(newest - steps))
+        life.restore(*self._ledger.watched_since(newest - steps, texts=False))
         return life
 
     def _canaries_of(self, tool: ToolSpec) -> tuple[Canary, ...]:
