@@ -16,7 +16,7 @@ from test_ledger import make_row
 from verl_rlar.config import AcquireConfig, RlarConfig, RoutingConfig, ScoringConfig
 from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, read
-from verl_rlar.router import RouteCache
+from verl_rlar.router import RouteCache, settings_of
 from verl_rlar.rows import query_of
 from verl_rlar.service import CALLS_AT_ONCE, Client, Service
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split
@@ -128,6 +128,15 @@ async def test_a_start_with_other_settings_of_routes_goes_by_them_for_prompts_of
         service.close()
     assert [route.name for route in found.values()] == ["-", "token_f1", "token_f1", "exact_match", "-"]
     assert found["defaults again"] == found["defaults"], "and this one is the one of then"
+
+
+def test_settings_of_routes_have_one_identity_wherever_they_come_from() -> None:
+    named = {Kind.MATH: "final_answer"}
+    assert settings_of(RoutingConfig()) == settings_of(RoutingConfig(prefer={})) == ""
+    assert settings_of(RoutingConfig(prefer=dict.fromkeys(Kind))) == "", "as Hydra has it"
+    assert (
+        settings_of(RoutingConfig(prefer=named)) == settings_of(RoutingConfig(prefer=dict.fromkeys(Kind) | named)) != ""
+    )
 
 
 async def test_a_row_goes_to_the_service_without_the_tests_of_its_query_and_is_the_same_in_the_ledger(

@@ -123,7 +123,9 @@ def settings_of(config: RoutingConfig, labelled: Sequence[Labelled] = ()) -> str
         config: The settings.
         labelled: What the file says that they name.
     """
-    told = config.model_dump(mode="json", exclude_defaults=True, exclude={"labelled"})
+    told = config.model_dump(mode="json", exclude_defaults=True, exclude={"labelled", "prefer"})
+    if preferred := {kind.value: name for kind, name in config.prefer.items() if name is not None}:
+        told["prefer"] = preferred
     if "routes" in told:
         told["routes"] = list(told["routes"].items())  # their order counts
     if labelled:

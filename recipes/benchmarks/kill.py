@@ -44,6 +44,7 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from verl_rlar.config import RlarConfig, SandboxConfig
+from verl_rlar.config import RlarConfig, RoutingConfig, SandboxConfig
 from verl_rlar.errors import ToolUnavailable
 from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow, read
 from verl_rlar.library import FOLDER_NAME, Library, LibraryView, library_path
+from verl_rlar.router import settings_of
 from verl_rlar.trusted import trusted_tools
 from verl_rlar.types import (
     Kind,
@@ -492,7 +494,8 @@ class Training:
 class Told:
     """What the starts of a training said, and whether it agrees."""
 
-    def __init__(self) -> None:
+    def __init__(self, routing: RoutingConfig) -> None:
+        self.routing = settings_of(routing)
         self.snapshots: dict[int, str] = {}
         self.values: dict[str, float] = {}
         """By step, prompt and session."""
@@ -527,7 +530,8 @@ class Told:
             self.faults["damaged"] += db.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
             rows = db.execute("SELECT step, uid, session, value, snapshot, route, parts FROM scores").fetchall()
         library = Library.read(run / FOLDER_NAME)  # after the ledger: so each step that has rows is handed out
-        versions = {step: library.snapshot(step).version for step in range(library.handed_out + 1)}
+        steps = range(library.handed_out + 1)
+        versions = {step: replace(library.snapshot(step), settings=self.routing).version for step in steps}
         self.faults["changed_steps"] += sum(versions[step] != told for step, told in self.snapshots.items())
         kept, groups = {}, defaultdict(set)
         for row in rows:
@@ -569,7 +573,8 @@ def kill_training(
     with redirect_stdout(sys.stderr):
         build_tiny(folder / "model")
     prepare(RlarConfig(run_dir=str(folder / "rlar")), boxes=boxes)
-    told, figures = Told(), defaultdict[str, float](float)
+    routing = RoutingConfig(prefer={Kind.MATH: "checker"} if boxes else {})  # as `settings` says
+    told, figures = Told(routing), defaultdict[str, float](float)
     training = Training(folder, told, 1, boxes=boxes)
     order = [kind for kind in TITLES for _ in range(rounds.get(kind, 0))]
     dice.shuffle(order)
