@@ -15,7 +15,7 @@ from conftest import make_query
 from test_competence import record, tool
 from test_ledger import make_row
 
-from verl_rlar.acquirer import Acquirer, beside_training
+from verl_rlar.acquirer import Acquirer
 from verl_rlar.competence import Competence
 from verl_rlar.config import parse
 from verl_rlar.errors import ConfigError
@@ -167,6 +167,6 @@ def test_no_model_is_refused_for_being_slow_beside_a_training() -> None:
     """Its server has the lowest priority then, and what the training leaves of the processors."""
     acquire = {"enabled": True, "labelled": ["x"], "wall_s": 60.0}
     before = parse({"acquire": acquire, "serving": {"backend": "vllm", "gpus": [0]}})
-    beside = beside_training(before)
+    beside = before.beside_training()
     assert (beside.exam.latency_s, beside.serving.backend, beside.serving.gpus) == (60.0, "transformers", ())
     assert beside.exam.model_copy(update={"latency_s": before.exam.latency_s}) == before.exam, "all else holds"

@@ -203,19 +203,6 @@ def _place(gap: Gap) -> str:
     return gap.cluster or gap.kind.value
 
 
-def beside_training(config: RlarConfig) -> RlarConfig:
-    """The settings for exams beside a training: models on the CPU, by the back-end `transformers`. How long a call of
-    them takes there, at the lowest priority, says nothing about them, so it may take its time."""
-    serving = {"backend": "transformers", "placement": "standalone", "gpus": (), "ray_gpus": 0}
-    patient = {"latency_s": config.acquire.wall_s}
-    return config.model_copy(
-        update={
-            "serving": config.serving.model_copy(update=serving),
-            "exam": config.exam.model_copy(update=patient),
-        }
-    )
-
-
 def work(order: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> None:
     """Looks for a tool, in a process of its own, and hands it in.
 
@@ -223,7 +210,7 @@ def work(order: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> No
         RlarError: See `verl_rlar.acquisition.acquire`.
     """
     os.nice(19)
-    config = beside_training(parse(order["config"]))
+    config = parse(order["config"]).beside_training()
     told = order["gap"]
     queries = tuple(
         Query(**{**query, "messages": tuple(Message(**message) for message in query["messages"])})

@@ -670,6 +670,17 @@ class RlarConfig(Section):
     rubrics: RubricsConfig = RubricsConfig()
     acquire: AcquireConfig = AcquireConfig()
 
+    def beside_training(self) -> RlarConfig:
+        """These for exams beside a training: models on the CPU, by the back-end `transformers`. How long a call of them
+        takes there, at the lowest priority, says nothing about them, so it may take its time."""
+        serving = {"backend": "transformers", "placement": "standalone", "gpus": (), "ray_gpus": 0}
+        return self.model_copy(
+            update={
+                "serving": self.serving.model_copy(update=serving),
+                "exam": self.exam.model_copy(update={"latency_s": self.acquire.wall_s}),
+            }
+        )
+
 
 def defaults() -> dict[str, Any]:
     """All keys with their defaults, as plain containers."""

@@ -114,9 +114,7 @@ def work(order: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) -> No
         RlarError: It could not be examined.
     """
     os.nice(19)
-    config = parse(order["config"])
-    serving = {"backend": "transformers", "placement": "standalone", "gpus": (), "ray_gpus": 0}
-    config = config.model_copy(update={"serving": config.serving.model_copy(update=serving)})
+    config = parse(order["config"]).beside_training()
     path, digest = Path(order["library"]), order["digest"]
     emit({"event": "examined", "said": asyncio.run(_again(path, digest, order["why"], config))})
 
@@ -139,7 +137,7 @@ async def _again(path: Path, digest: str, why: str, config: RlarConfig) -> str:
             await pool.ensure([models.model(spec)])
         hall = await stack.enter_async_context(Hall(config, models))
         evidence = await hall.gather(config.acquire.labelled, (), spec)
-        patient = dict.fromkeys(("latency_s", "boxed_latency_s"), config.acquire.wall_s)
+        patient = {"boxed_latency_s": config.acquire.wall_s}
         examination = await hall.examine(subject, evidence, config=config.exam.model_copy(update=patient))
     card = examination.card
     if says_nothing := _says_nothing(card, evidence, config.exam.set_apart):

@@ -112,7 +112,7 @@ def verls(
 
 
 def go_back(folder: Path) -> None:
-    """To the checkpoint before the last one: from that, verl has no step to make, and asks nothing after it."""
+    """To the checkpoint before the last step's: from the last one verl has no step to make, and so asks nothing."""
     last = checkpoint(folder)
     steps = [int(place.name.rpartition("_")[2]) for place in folder.glob("global_step_*")]
     noted = folder / NOTED
