@@ -494,8 +494,7 @@ class Training:
 class Told:
     """What the starts of a training said, and whether it agrees."""
 
-    def __init__(self, routing: RoutingConfig) -> None:
-        self.routing = settings_of(routing)
+    def __init__(self) -> None:
         self.snapshots: dict[int, str] = {}
         self.values: dict[str, float] = {}
         """By step, prompt and session."""
@@ -523,15 +522,15 @@ class Told:
             self.done = max(self.done, line["done"])
             self.done_lines += 1
 
-    def check(self, folder: Path) -> None:
-        """Looks at library and ledger as they lie there; a writer may be at work."""
+    def check(self, folder: Path, routing: RoutingConfig) -> None:
+        """Looks at library and ledger as they lie there, by the routes of the run; a writer may be at work."""
         run = folder / "rlar"
         with read(run) as db:
             self.faults["damaged"] += db.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
             rows = db.execute("SELECT step, uid, session, value, snapshot, route, parts FROM scores").fetchall()
         library = Library.read(run / FOLDER_NAME)  # after the ledger: so each step that has rows is handed out
         steps = range(library.handed_out + 1)
-        versions = {step: replace(library.snapshot(step), settings=self.routing).version for step in steps}
+        versions = {step: replace(library.snapshot(step), settings=settings_of(routing)).version for step in steps}
         self.faults["changed_steps"] += sum(versions[step] != told for step, told in self.snapshots.items())
         kept, groups = {}, defaultdict(set)
         for row in rows:
@@ -574,7 +573,7 @@ def kill_training(
         build_tiny(folder / "model")
     prepare(RlarConfig(run_dir=str(folder / "rlar")), boxes=boxes)
     routing = RoutingConfig(prefer={Kind.MATH: "checker"} if boxes else {})  # as `settings` says
-    told, figures = Told(routing), defaultdict[str, float](float)
+    told, figures = Told(), defaultdict[str, float](float)
     training = Training(folder, told, 1, boxes=boxes)
     order = [kind for kind in TITLES for _ in range(rounds.get(kind, 0))]
     dice.shuffle(order)
@@ -584,25 +583,25 @@ def kill_training(
             time.sleep(dice.random() * 1.5)
             training.hear(lambda kind=kind: bool(training.pids(kind)))
             os.kill(dice.choice(training.pids(kind)), signal.SIGKILL)
-            told.check(folder)
+            told.check(folder, routing)
             before = time.monotonic()
             training.steps(2)  # the second one began after the kill
             figures[f"{kind}_back_s"] = max(figures[f"{kind}_back_s"], time.monotonic() - before)
-            told.check(folder)
+            told.check(folder, routing)
             bar()
         for _ in range(rounds.get("driver", 0)):
             time.sleep(dice.random() * 1.5)
             told.faults["left_over"] += training.kill()
-            told.check(folder)
+            told.check(folder, routing)
             before, goal = time.monotonic(), told.done + 1
             training = Training(folder, told, max(1, told.done - dice.randrange(PERIOD)), boxes=boxes)
             training.hear(lambda goal=goal: told.done >= goal)
             figures["driver_back_s"] = max(figures["driver_back_s"], time.monotonic() - before)
-            told.check(folder)
+            told.check(folder, routing)
             bar()
         (folder / "stop").touch()
         training.wait()
-        told.check(folder)
+        told.check(folder, routing)
     finally:
         training._process.kill()
     return told, figures
