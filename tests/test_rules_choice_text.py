@@ -36,6 +36,8 @@ def sample(reference: str | None, response: str, extra: Mapping[str, Any] = CITI
         "(A) is wrong since it is in England, (B) is too far north. So the answer is (C).",
         "A) no\nB) no\nSo it must be **(C)**.", "A is in England, B in Germany.\n\nC",
         "C) Paris\n\nBecause London (A) is not in France.",
+        "Option C is correct.", "So **option (C)** is the correct one, as A is in England.", "Answer c is right.",
+        "#### C", "A is in England.\n\n### (C) Paris", "Option A is correct? No: option C is correct.",
         "<think>A? B?</think>\nC", "First I thought the answer is A. No: the answer is C.",
     ],
 )  # fmt: skip
@@ -51,6 +53,7 @@ def test_the_choice_is_found(response: str) -> None:
         "Answer: C, D",
         r"\boxed{A, C}", r"\boxed{C} or D? \boxed{A}", "A,B,C,D", "ABCD", "**A** **B** **C**", "A\nB\nC\nD",
         "C) London", r"The answer is \(A\) or \(C\)", "<answer>A, C</answer>",
+        "Option C is not correct.", "# A\n# B\n# C",
         "A) London\nB) Berlin\nC) Paris\nD) Rome", "The answer is C) Rome", "The answer is (A) (B) (C) (D)",
     ],
 )  # fmt: skip

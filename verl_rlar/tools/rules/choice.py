@@ -5,11 +5,11 @@ The reference is a letter (``C``, ``(C)``, ``C.``) or the text of an option. The
 or ``extra["options"]`` (a list of texts, a mapping from letter to text, or ARC's ``{"label": [...], "text": [...]}``),
 else from lines such as ``B) Paris`` in the prompt. Without options, letters A to J are possible.
 
-**Which choice counts**, from the text after the last ``</think>``: the last ``\boxed{}``; what follows the last
-"answer is", "answer:", "I choose" or the like; the whole response, if it is the text of an option; the last line, else
-the first, if it is a letter or starts like ``C)``; the letters in brackets or bold in the last line. Options that are
-mentioned before are fine. A final statement that names several options scores 0, and so do a list of options without a
-choice and an option's text under another option's letter.
+**Which choice counts**, from the text after the last ``</think>``: the last ``\boxed{}``; what the last "answer is",
+"answer:", "I choose", "option C is right" or the like names; the whole response, if it is the text of an option; the
+last line, else the first, if it is a letter or starts like ``C)``; the letters in brackets or bold in the last line.
+Options that are mentioned before are fine. A final statement that names several options scores 0, and so do a list of
+options without a choice and an option's text under another option's letter.
 
 Guarantees: linear in the response, of which the last 200,000 characters are read. It abstains if the reference is
 neither a letter of an option nor an option's text.
@@ -33,14 +33,16 @@ _OPTION_LINE = re.compile(r"^[ \t]*[(\[]?([A-Z])[).:\]][ \t]*(\S[^\n]*)", re.MUL
 _ONLY_LETTER = re.compile(r"[\s(\[{*$.]*(?:option|choice|answer)?[\s(\[{*$]*([A-Za-z])[\s)\]}*$.:,!]*", re.IGNORECASE)
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
-_DELIMITER = re.compile(r"\\[()\[\]]|`|</?answer>")
-"""What stands around a letter and says nothing: ``\\(C\\)``, backticks, tags."""
+_DELIMITER = re.compile(r"\\[()\[\]]|`|</?answer>|^#{1,6}[ \t]+", re.MULTILINE)
+"""What stands around a letter and says nothing: ``\\(C\\)``, backticks, tags, ``#### C``."""
 _PHRASE = re.compile(
     r"(?:answer|choice|option)(?:[ \t]+(?:to|for|of)\b[^\n:.]{0,80})?"
     r"(?:[ \t*_]*(?:\bis\b|\bwould be\b|\bmust be\b|\btherefore\b|\bthus\b|[:=]))+"
     r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t*_]*\n?[ \t*_]*(?=([^\n]{0,600}))"
     r"|\bI(?:'d|[ \t]+would)?[ \t]+(?:choose|pick|select|go[ \t]+with)"
-    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*(?=([^\n]{0,600}))",
+    r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*(?=([^\n]{0,600}))"
+    r"|\b(?:option|choice|answer)[ \t]+[*_]*"
+    r"(?=([(\[]?[A-Z][)\]]?)[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?(?:correct|right)\b)",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"[(\[*]{1,4}([A-Za-z])[)\].*]{1,4}|(?<![\w'’])([A-Z])(?![\w'’])|(?<![\w'’])([a-z])(?=\)|\.?\s*$)")
@@ -122,7 +124,7 @@ def _chosen(text: str, options: dict[str, str]) -> set[str]:
         return _statement(boxes[0][1], options)
     stated: set[str] = set()
     for phrase in _PHRASE.finditer(text):
-        stated = _statement(phrase[1] if phrase[1] is not None else phrase[2], options) or stated
+        stated = _statement(phrase[phrase.lastindex or 0], options) or stated
     if stated:
         return stated
     if len(text) < 2_000 and (by_text := _by_text(text, options)):
