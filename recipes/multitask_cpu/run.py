@@ -3,7 +3,7 @@
 rewards, several seeds; graded by code that no reward is.
 
     python recipes/multitask_cpu/run.py                          # SmolLM2-135M-Instruct, 4 arms x 3 seeds: hours
-    python recipes/multitask_cpu/run.py --arms rlar,static --seeds 1,2 --steps 48
+    python recipes/multitask_cpu/run.py --arms rlar,static --seeds 1,2 --steps 48 --answers 8
     python recipes/multitask_cpu/run.py --quick                  # a tiny policy, a few steps: mechanics only
     python recipes/multitask_cpu/run.py --table                  # of what is done so far
 
@@ -259,6 +259,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arms", default=",".join(ARMS), help="which, with commas (default: %(default)s)")
     parser.add_argument("--seeds", default="1,2,3", help="which, with commas (default: %(default)s)")
     parser.add_argument("--steps", type=int, help=f"training steps (default: {FULL.steps})")
+    parser.add_argument("--answers", type=int, help=f"to each held-out prompt (default: {FULL.answers})")
     parser.add_argument("--results", type=Path, help="folder of results (default: runs/multitask_cpu)")
     parser.add_argument("--quick", action="store_true", help="a tiny policy and one seed: mechanics only")
     parser.add_argument("--table", action="store_true", help="run nothing, show what is done")
@@ -267,18 +268,21 @@ def main(argv: list[str] | None = None) -> int:
     from dataclasses import asdict, replace
 
     size = QUICK if args.quick else FULL
-    if args.steps:
-        size = replace(size, steps=args.steps)
+    named = {name: getattr(args, name) for name in ("steps", "answers") if getattr(args, name) is not None}
+    if any(number < 1 for number in named.values()):
+        parser.error("--steps and --answers are at least 1")
+    size = replace(size, **named)
     wanted, seeds = args.arms.split(","), [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
     if unknown := set(wanted) - set(ARMS):
         parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     folder = (args.results or RUNS / ("multitask_cpu-quick" if args.quick else "multitask_cpu")).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     kept, told = folder / SETTINGS, json.dumps(asdict(size), sort_keys=True)
-    if kept.exists() and kept.read_text() != told:
-        print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
-        return 2
-    kept.write_text(told)
+    if not args.table:
+        if kept.exists() and kept.read_text() != told:
+            print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
+            return 2
+        kept.write_text(told)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
