@@ -195,6 +195,20 @@ def test_what_was_seen_in_a_cluster_comes_before_what_a_tool_did_elsewhere() -> 
     assert made == [["dates"], ["units"]]
 
 
+def test_a_verifier_that_was_tried_in_one_cluster_takes_no_other_one_from_a_rule() -> None:
+    query = make_query("Who wrote Faust?", "Goethe")
+    units = tool("units", "verifier", (Kind.SHORT_TEXT,), needs_reference=True)
+    exam = [record(units, 1.0, 200, kind=Kind.SHORT_TEXT, cluster=cluster) for cluster in ("", "short_text#2")]
+    known = Competence(records=tuple(exam))
+    for cluster, live, winner in (
+        ("short_text#2", [*BUILTIN.tools, units], "units"),
+        ("short_text#3", [*BUILTIN.tools, units], "exact_match"),
+        ("short_text#3", [units], "units"),
+        ("", [*BUILTIN.tools, units], "units"),
+    ):
+        assert names(route(query, live, known, cluster)) == [winner], (cluster, winner)
+
+
 def test_no_competent_tool_is_an_uncovered_route_that_says_why() -> None:
     weak, untried = tool("weak"), tool("untried")
     known = Competence(records=(record(weak, 0.5),), refused=((untried.digest, Kind.OPEN),))

@@ -5,8 +5,9 @@
 cards, and of labelled answers that several tools have scored, which tell of clusters, and from which mixtures are
 learned: those that exams have kept (`of_exams`), and those of a file. `Competence.believe` makes a belief of it: a Beta
 posterior over the share of prompts on which the tool puts a right answer above a wrong one; the cluster's evidence
-counts on top of its kind's, of which at most `FROM_KIND` prompts do. Tools without a card are taken for what they are:
-`TRUSTED` rules, or `UNKNOWN`.
+counts on top of its kind's, of which at most `FROM_KIND` prompts do. So it is in clusters of which nothing is known of a
+verifier that was tried in others: it was written for those, and a rule is not outdone by what it does there. Tools
+without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
@@ -149,6 +150,10 @@ class Competence:
     def _informed(self) -> frozenset[tuple[Kind, str]]:
         return frozenset((record.kind, record.cluster) for record in self.records if record.cluster)
 
+    @cached_property
+    def _placed(self) -> frozenset[tuple[str, Kind]]:
+        return frozenset((record.digest, record.kind) for record in self.records if record.cluster)
+
     def informed(self, kind: Kind, cluster: str) -> bool:
         """Whether anything was measured in a cluster itself."""
         return (kind, cluster) in self._informed
@@ -174,7 +179,8 @@ class Competence:
             kind: The kind.
             cluster: The cluster; empty: the kind as a whole.
             here: Whether the kind's evidence counts for `FROM_KIND` prompts at most, also where there is none of the
-                cluster: how sure one can be that it holds there.
+                cluster: how sure one can be that it holds there. So it always is for a verifier that was tried in
+                other clusters.
         """
         whole = self._by_tool.get((tool.digest, kind, ""))
         part = self._by_tool.get((tool.digest, kind, cluster)) if cluster else None
@@ -184,6 +190,7 @@ class Competence:
             share = min(1.0, FROM_KIND / (right + wrong)) if here else 1.0
             source = "trusted, not examined" if trusted else "not examined on this kind"
             return _belief(share * right, share * wrong, source, None)
+        here = here or (tool.kind == "verifier" and bool(cluster) and (tool.digest, kind) in self._placed)
         right, wrong = UNKNOWN
         if whole is not None:
             share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
