@@ -5,9 +5,9 @@
 cards, and of labelled answers that several tools have scored, which tell of clusters, and from which mixtures are
 learned: those that exams have kept (`of_exams`), and those of a file. `Competence.believe` makes a belief of it: a Beta
 posterior over the share of prompts on which the tool puts a right answer above a wrong one; the cluster's evidence
-counts on top of its kind's, of which at most `FROM_KIND` prompts do. So it is in clusters of which nothing is known of a
-verifier that was tried in others: it was written for those, and a rule is not outdone by what it does there. Tools
-without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
+counts on top of its kind's, of which at most `FROM_KIND` prompts do. The same holds in a cluster of which nothing is
+known of a verifier that was tried in others: it was written for those, and a rule is not outdone by what it does there.
+Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
