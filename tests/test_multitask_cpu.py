@@ -92,15 +92,29 @@ def test_no_single_rule_is_better_than_the_static_one() -> None:
     assert wins[arms.STATIC] == max(wins.values()), wins
 
 
-def test_constraints_are_graded_by_the_share_that_is_met() -> None:
-    extra = {
-        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words", "keywords:existence"],
-        "kwargs": json.dumps([{}, {"relation": "at least", "num_words": 4}, {"keywords": ["Sea"]}]),
-    }
-    for answer, share in (("We see the sea.", 1.0), ("Yes, the sea.", 1 / 3), ("", 0.0), ("One two three four", 2 / 3)):
-        assert graders.grade("constraints", answer, "", extra) == pytest.approx(share)
-    for row in tasks.family("constraints"):  # there is a check for every demand
-        graders.grade("constraints", "Some words.", "", row["extra_info"])
+KEPT = {
+    "punctuation:no_comma": ("It is wide and blue.", "It is wide, and blue."),
+    "length_constraints:number_words": ("It is wide and blue.", "It is wide and blue and deep and cold and old."),
+    "detectable_format:number_bullet_lists": ("* It is wide\n* It is blue", "* It is wide"),
+    "detectable_format:number_highlighted_sections": ("It is *wide* and blue.", "It is wide * and blue."),
+    "detectable_format:title": ("<<The sea>>\nIt is wide.", "<The sea>\nIt is wide."),
+    "detectable_content:postscript": ("It is wide.\nP.S. It is blue.", "It is wide. Post scriptum: it is blue."),
+}
+"""By demand: an answer that meets it, and one that does not."""
+
+
+def test_grader_tool_and_rule_by_hand_say_the_same_of_every_demand() -> None:
+    tool = next(rule for rule in BUILTIN if rule.spec.name == TOOL_OF["constraints"])
+    seen = set()
+    for row in tasks.family("constraints"):
+        extra, query = row["extra_info"], query_of(row)
+        (name,) = extra["instruction_id_list"]
+        seen.add(name)
+        for answer, value in zip((*KEPT[name], ""), (1.0, 0.0, 0.0), strict=True):
+            said = tool(Sample(query=query, response=answer, step=0, uid="u", session=0, group_size=2)).value
+            by_hand = arms.by_hand("constraints", answer, "", extra)
+            assert said == by_hand == graders.grade("constraints", answer, "", extra) == value, (name, answer)
+    assert seen == set(KEPT) == set(arms.CHECKS)
 
 
 @pytest.mark.parametrize("arm", arms.ARMS)

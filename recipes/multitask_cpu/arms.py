@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,16 @@ ARMS = ("rlar", "static", "rules", "embedding", "judge")
 STATIC = "token_f1"
 """The rule that `static` has for all: no other one puts more right answers of these tasks above wrong ones (a test says
 so), and of those that are as good it is the one with the widest scope."""
+
+CHECKS: dict[str, Callable[[str], bool]] = {
+    "punctuation:no_comma": lambda said: said.count(",") == 0,
+    "length_constraints:number_words": lambda said: len(said.split()) < 10,
+    "detectable_format:number_bullet_lists": lambda said: len(re.findall(r"(?m)^ *[*-] ", said)) == 2,
+    "detectable_format:number_highlighted_sections": lambda said: bool(re.search(r"\*\w[^*\n]*\*", said)),
+    "detectable_format:title": lambda said: bool(re.search("<<.+>>", said)),
+    "detectable_content:postscript": lambda said: "P.S." in said,
+}
+"""What `rules` has for each demand of the constraints (`tasks.DEMANDS`)."""
 
 
 def settings(arm: str) -> tuple[tuple[str, ...], list[str]]:
@@ -56,8 +67,8 @@ def by_hand(data_source: str, solution_str: str, ground_truth: str, extra_info: 
     if data_source == "spelling":
         wanted, given = ground_truth.lower().split(), said.lower().split()
         return len(set(wanted) & set(given)) / max(1, len(set(wanted) | set(given)))
-    asked = len(extra_info.get("instruction_id_list") or ())
-    return float(0 < len(said.split()) <= 60) * (0.5 + 0.5 * ("," not in said)) if asked else 0.0
+    (demand,) = extra_info["instruction_id_list"]
+    return float(bool(said) and CHECKS[demand](said))
 
 
 def by_embedding(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any], **_: Any) -> float:

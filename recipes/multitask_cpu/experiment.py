@@ -34,11 +34,11 @@ class Size:
 
 FULL = Size(
     model="smollm2",
-    steps=16,
-    batches=8,
+    steps=32,
+    batches=32,
     per_family=2,
     held_out=24,
-    answers=4,
+    answers=8,
     tokens=40,
     overrides=(
         "data.max_prompt_length=76",  # all prompts are shorter, and every token of padding is computed

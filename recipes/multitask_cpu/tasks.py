@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Four families of short tasks that a small model can get better at, in verl's columns.
 
-    constraints   IFEval prompts with demands that an answer of a few dozen tokens can meet (`quickstart/data.py`)
+    constraints   a sentence about a topic, with one demand in IFEval's vocabulary; drawn here
     spelling      TED sentences in which pairs of letters have changed places, to be corrected; drawn here
     sums          additions of two small numbers
     json          a sentence with a name, an age and a city, to be given as JSON; drawn here, values in the schema
@@ -27,19 +27,32 @@ sys.path.insert(0, str(QUICKSTART))
 from data import SOURCES  # noqa: E402
 
 FAMILIES = ("constraints", "spelling", "sums", "json")
-PROMPT_CHARS = 170
 SENTENCE_CHARS = 70
 NAMES = "Ada Ben Cleo Dan Eva Finn Gina Hugo Ines Jan Kira Leo Mia Nils Olga Paul Rosa Sven Tara Uwe".split()
 CITIES = "Athens Berlin Cairo Dublin Essen Florence Geneva Hanoi Izmir Jena Kyoto Lima Madrid Nice Oslo Paris".split()
+TOPICS = (
+    "the sea, winter, a train, the moon, bread, a garden, music, rain, a horse, a bridge, coffee, a market, snow, wine,"
+    " the sun, a kitchen, a library, birds, a mountain, a bicycle, summer, a boat, a clock, the stars, a dog, a forest,"
+    " a school, a lamp, a village, the wind, an island, a painter, sleep, a window, an old house, tea, a storm, a road,"
+    " a friend, a ship"
+).split(", ")
+DEMANDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("Do not use commas.", "punctuation:no_comma", {}),
+    ("Use less than 10 words.", "length_constraints:number_words", {"relation": "less than", "num_words": 10}),
+    ("Answer with exactly 2 bullet points like * this.", "detectable_format:number_bullet_lists", {"num_bullets": 2}),
+    ("Highlight a word *like this*.", "detectable_format:number_highlighted_sections", {"num_highlights": 1}),
+    ("Add a title in double angular brackets, such as <<title>>.", "detectable_format:title", {}),
+    ("At the end add a postscript with P.S.", "detectable_content:postscript", {"postscript_marker": "P.S."}),
+)
+"""What is asked for, in words and in IFEval's. The policy meets each of them now and then before it is trained, so that
+there is something to learn from; not so with lower case, capitals, quotation marks and last words."""
 Row = dict[str, Any]
 
 
 def family(name: str) -> list[Row]:
     """All rows of a family, in an order of its own."""
-    if name == "constraints":
-        rows = [row for row in SOURCES["ifeval"]() if len(row["prompt"][0]["content"]) <= PROMPT_CHARS]
-    else:
-        rows = list({"spelling": _spelling, "sums": _sums, "json": _json}[name](random.Random(name)))
+    made_by = {"constraints": _constraints, "spelling": _spelling, "sums": _sums, "json": _json}
+    rows = list(made_by[name](random.Random(name)))
     random.Random(f"{name} rows").shuffle(rows)
     columns = ("instruction_id_list", "kwargs", "json_schema")
     made = []
@@ -48,6 +61,13 @@ def family(name: str) -> list[Row]:
         extra = dict.fromkeys(columns) | row["extra_info"] | prompt  # Arrow wants the same columns in all rows
         made.append(row | {"data_source": name, "extra_info": extra})
     return made
+
+
+def _constraints(dice: random.Random) -> Iterator[Row]:
+    for topic in TOPICS:
+        for words, name, arguments in DEMANDS:
+            demand = {"instruction_id_list": [name], "kwargs": json.dumps([arguments])}
+            yield _row(f"Write one sentence about {topic}. {words}", "", **demand)
 
 
 def _spelling(dice: random.Random) -> Iterator[Row]:
