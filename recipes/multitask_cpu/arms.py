@@ -4,7 +4,7 @@
     rlar        every response scored by the tool that fits its query; of the two for short texts, the one with partial
                 credit is preferred (`routing.prefer`): no answer of the policy's is a right sentence at first
     static      the plugin with one rule for all (`STATIC`): what a static reward is
-    rules       by hand, one for each data set, as they are usually written
+    rules       by hand, one for each data set, with an exact check for each demand of the constraints
     embedding   cosine of the sentence embeddings of response and reference (of the prompt, where there is none)
     judge       an LLM's grade, where an endpoint is given (`judge.py`)
 
