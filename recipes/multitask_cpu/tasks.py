@@ -36,11 +36,12 @@ TOPICS = (
     " a school, a lamp, a village, the wind, an island, a painter, sleep, a window, an old house, tea, a storm, a road,"
     " a friend, a ship"
 ).split(", ")
+HIGHLIGHTS = "detectable_format:number_highlighted_sections"
 DEMANDS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("Do not use commas.", "punctuation:no_comma", {}),
     ("Use less than 10 words.", "length_constraints:number_words", {"relation": "less than", "num_words": 10}),
     ("Answer with exactly 2 bullet points like * this.", "detectable_format:number_bullet_lists", {"num_bullets": 2}),
-    ("Highlight a word *like this*.", "detectable_format:number_highlighted_sections", {"num_highlights": 1}),
+    ("Highlight at least one word with asterisks, such as *word*.", HIGHLIGHTS, {"num_highlights": 1}),
     ("Add a title in double angular brackets, such as <<title>>.", "detectable_format:title", {}),
     ("At the end add a postscript with P.S.", "detectable_content:postscript", {"postscript_marker": "P.S."}),
 )
