@@ -190,8 +190,8 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
     empty = [*command[:4], "--results", str(tmp_path / "new"), "--table"]
     other = subprocess.run(empty, capture_output=True, text=True, timeout=100)
     assert other.returncode == 1 and "there is no result" in other.stderr
-    for other in (["--steps", "7"], ["--answers", "9"]):
-        again = subprocess.run([*command, *other], capture_output=True, text=True, timeout=100)
+    for setting in (["--steps", "7"], ["--answers", "9"]):
+        again = subprocess.run([*command, *setting], capture_output=True, text=True, timeout=100)
         assert again.returncode == 2 and "other settings" in again.stderr
     nothing = subprocess.run([*command, "--steps", "0"], capture_output=True, text=True, timeout=100)
     assert nothing.returncode == 2 and "at least 1" in nothing.stderr

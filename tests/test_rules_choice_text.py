@@ -37,6 +37,7 @@ def sample(reference: str | None, response: str, extra: Mapping[str, Any] = CITI
         "A) no\nB) no\nSo it must be **(C)**.", "A is in England, B in Germany.\n\nC",
         "C) Paris\n\nBecause London (A) is not in France.",
         "Option C is correct.", "So **option (C)** is the correct one, as A is in England.", "Answer c is right.",
+        "The answer is C. Option A is right about the river only.", "The answer is C. Option A is correct if so.",
         "#### C", "A is in England.\n\n### (C) Paris", "Option A is correct? No: option C is correct.",
         "<think>A? B?</think>\nC", "First I thought the answer is A. No: the answer is C.",
     ],

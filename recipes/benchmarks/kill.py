@@ -529,8 +529,8 @@ class Told:
             self.faults["damaged"] += db.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
             rows = db.execute("SELECT step, uid, session, value, snapshot, route, parts FROM scores").fetchall()
         library = Library.read(run / FOLDER_NAME)  # after the ledger: so each step that has rows is handed out
-        steps = range(library.handed_out + 1)
-        versions = {step: replace(library.snapshot(step), settings=settings_of(routing)).version for step in steps}
+        steps, settings = range(library.handed_out + 1), settings_of(routing)
+        versions = {step: replace(library.snapshot(step), settings=settings).version for step in steps}
         self.faults["changed_steps"] += sum(versions[step] != told for step, told in self.snapshots.items())
         kept, groups = {}, defaultdict(set)
         for row in rows:

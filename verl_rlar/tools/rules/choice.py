@@ -42,7 +42,8 @@ _PHRASE = re.compile(
     r"|\bI(?:'d|[ \t]+would)?[ \t]+(?:choose|pick|select|go[ \t]+with)"
     r"(?:[ \t]+(?:option|choice|letter|answer))?[ \t:*_]*(?=([^\n]{0,600}))"
     r"|\b(?:option|choice|answer)[ \t]+[*_]*"
-    r"(?=([(\[]?[A-Z][)\]]?)[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?(?:correct|right)\b)",
+    r"(?=([(\[]?[A-Z][)\]]?)[*_]*[ \t]+is[ \t]+(?:the[ \t]+)?(?:correct|right)"
+    r"(?=[ \t*_]*(?:[.!,;:\n]|\Z|(?:one|answer|choice|option|because|as|since)\b)))",  # not "is right about the date"
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"[(\[*]{1,4}([A-Za-z])[)\].*]{1,4}|(?<![\w'’])([A-Z])(?![\w'’])|(?<![\w'’])([a-z])(?=\)|\.?\s*$)")
