@@ -41,10 +41,11 @@ FULL = Size(
     answers=8,
     tokens=40,
     overrides=(
-        "data.max_prompt_length=76",  # all prompts are shorter, and every token of padding is computed
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=24",
+        "data.max_prompt_length=76",  # all prompts are shorter
+        # a group at a time: its prompt has one length, so there is little padding
+        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6",
         "actor_rollout_ref.actor.optim.lr=4e-5",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=24",
+        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=6",
         "actor_rollout_ref.rollout.n=6",
         "actor_rollout_ref.rollout.max_model_len=128",
     ),

@@ -41,8 +41,9 @@ from verl_rlar.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-_GATHER_S = 0.02
-"""Requests that arrive within this time share a batch."""
+_GATHER_S = 0.05
+"""Requests share a batch if none comes later than this after the one before it, in seconds. On a slow machine those of
+a step come one by one; a batch of the first few takes as many passes as one of all."""
 _START_TIMEOUT_S = 600.0
 _PARK_TIMEOUT_S = 1800.0
 """Longest that a request waits for `HFServer.resume_generation`."""
@@ -204,8 +205,8 @@ class HFServer:
 
     async def _work(self) -> None:
         """Decodes until the queue is empty."""
-        await asyncio.sleep(_GATHER_S)
         while self._queue:
+            await self._gather()
             async with self._model:  # an abort may empty the queue meanwhile
                 size = min(self.max_num_seqs, len(self._queue))
                 self._running = [self._queue.popleft() for _ in range(size)]
@@ -221,6 +222,13 @@ class HFServer:
                         waiting.settle(error)
                 finally:
                     self._running = []
+
+    async def _gather(self) -> None:
+        """Returns when no further request comes, or a batch is full."""
+        seen = 0
+        while seen < len(self._queue) < self.max_num_seqs:
+            seen = len(self._queue)
+            await asyncio.sleep(_GATHER_S)
 
     def _output(self, completion: Completion) -> TokenOutput:
         return TokenOutput(
