@@ -2,7 +2,7 @@
 """What the plugin costs a training step, beside verl's own reward manager with the same rule.
 
     python recipes/benchmarks/step.py                      # both sections: some ten minutes
-    python recipes/benchmarks/step.py --only training --blocks 40 --model FOLDER
+    python recipes/benchmarks/step.py --only training --blocks 14 --model FOLDER --prompts 2
     python recipes/benchmarks/step.py --quick --json       # mechanics only; prints one object last
 
 *training*: stock verl on the CPU with a tiny policy (or `--model`), GRPO, as in the quickstart. One training, in which
@@ -11,8 +11,9 @@ per response (`step_arms.py`); three steps in a row have the same prompts, so di
 The policy's learning rate is next to nothing, so its work does not change on the way. Printed are the time that a step
 waits for scores when no response is left to come (*exposed*), the plugin's work at the step's boundary, and the paired
 difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy is the worst case: its steps are
-short. The processor time of all processes in the step is compared likewise: what else runs on the machine lengthens a
-step, and hardly adds to that. If the interval holds the goal, the answer is "not decided", and the script says so.
+short. `--prompts` keeps those of a larger one short; what a step costs once counts for more then. The processor time of
+all processes in the step is compared likewise: what else runs on the machine lengthens a step, and hardly adds to that.
+If the interval holds the goal, the answer is "not decided", and the script says so.
 
 *scaling*: no policy. verl's own reward workers in a Ray of two nodes on this machine get the same responses (answers of
 real models to GSM8K) as fast as they take them: 1, 2 and 4 workers on one node, 2 and 4 on two. The clock stops when
@@ -96,7 +97,7 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
     from verl_rlar.cpu.models import build_tiny
     from verl_rlar.ledger import read
 
-    prompts = 2 if args.quick else 8
+    prompts = args.prompts or (2 if args.quick else 8)
     model = Path(args.model) if args.model else build_tiny(folder / "model")
     pandas.DataFrame(list(rows(args.blocks, prompts))).to_parquet(folder / "train.parquet")
     steps = args.blocks * len(ARMS)
@@ -322,6 +323,7 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, help="blocks of three steps in training (default 30)")
     parser.add_argument("--rounds", type=int, help="rounds of scaling (default 10)")
     parser.add_argument("--model", help="folder of the policy (default: a tiny one, built on the spot)")
+    parser.add_argument("--prompts", type=int, help=f"of a step, each answered {GROUP} times (default 8)")
     parser.add_argument("--quick", action="store_true", help="few small steps: mechanics, decides nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args()
