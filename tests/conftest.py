@@ -4,7 +4,7 @@
 Tests marked ``docker`` need an engine; ``tests/engine.sh`` brings one. Where there is none they are skipped with the
 reason, but in CI (``CI=true`` or ``REQUIRE_DOCKER=1``) that is a failure.
 
-With ``-n 2`` (pytest-xdist; ``tests/run.sh`` with four cores) a file's tests stay together in one process,
+With ``-n 2`` (pytest-xdist; ``tests/run.sh`` with two cores) a file's tests stay together in one process,
 each with an engine of its own. The files in `RAY` are as one file: two clusters at once would ask for more memory than
 a small machine has.
 """
@@ -73,7 +73,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
     """Halves of surrogate pairs, which hostile texts have, cannot be sent from one process to another."""
     report = yield
-    return json.loads(json.dumps(report, ensure_ascii=False).encode(errors="replace"))
+    sent = json.loads(json.dumps(report, ensure_ascii=False).encode(errors="replace"))
+    if isinstance(report.get("longrepr"), tuple):  # of a test that was skipped; JSON has none
+        sent["longrepr"] = tuple(sent["longrepr"])
+    return sent
 
 
 # --- Samples ----------------------------------------------------------------------------------------------------------

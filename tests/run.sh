@@ -5,8 +5,7 @@
 #
 #   bash tests/run.sh [PYTEST ARGUMENT ...]     e.g. bash tests/run.sh -m "not slow"
 #
-# With four cores or more, tests run in two processes, file by file; `-n 0` runs them in one. (With two cores that was
-# a tenth faster, and tests with deadlines failed.)
+# With two cores or more, tests run in two processes, file by file; `-n 0` runs them in one.
 #
 #   RLAR_TEST_VENV    the virtual environment to use, made if missing (default: .venv-test in the checkout)
 #   REQUIRE_DOCKER=1  (or CI=true) has a Docker engine installed and started where none answers, which takes root on
@@ -17,12 +16,12 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=${RLAR_TEST_VENV:-$PWD/.venv-test}
 bash recipes/install.sh "$venv" cpu,dev
 export PATH=$venv/bin:$PATH HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
+processes=$(($(nproc) < 2 ? 1 : 2)) # before the next line: nproc obeys it
 export OMP_NUM_THREADS=1 # threads of a tiny model spin while they wait for one that has no core: five times the CPU time
 ruff check .
 ruff format --check .
 mypy &
 mypy=$!
-processes=$(($(nproc) < 4 ? 1 : 2))
 . tests/engine.sh
 trap engine_down EXIT
 trap 'exit 143' TERM
