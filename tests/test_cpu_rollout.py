@@ -259,6 +259,28 @@ async def test_requests_that_arrive_together_or_meanwhile_are_batched_up_to_the_
     assert silent.log_probs is None and silent.token_ids
 
 
+async def test_requests_that_come_one_by_one_share_a_batch(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Recording(Decoder):
+        def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
+            sizes.append(len(requests))
+            return super().decode(requests, stopped)
+
+    server, ids = serve(Recording(decoder.model, decoder.tokenizer)), list(prompt(decoder, "Write the digit 3"))
+    later, answers, sleep = ["b", "c", "d"], [], asyncio.sleep
+
+    async def while_it_waits(seconds: float) -> None:
+        if later:
+            answers.append(asyncio.create_task(server.generate(ids, dict(SENT), later.pop())))
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", while_it_waits)
+    await server.generate(ids, dict(SENT), "a")
+    await asyncio.gather(*answers)
+    assert sizes == [4]
+
+
 async def test_a_group_gets_the_same_answers_in_every_run_and_others_under_other_weights(decoder: Decoder) -> None:
     texts = ("Write the digit 3", "Write the digit 3", "Write the digit 3", "the sky")
 
