@@ -4,7 +4,7 @@
 Tests marked ``docker`` need an engine; ``tests/engine.sh`` brings one. Where there is none they are skipped with the
 reason, but in CI (``CI=true`` or ``REQUIRE_DOCKER=1``) that is a failure.
 
-With ``-n 2`` (pytest-xdist; ``tests/run.sh`` with two cores) a file's tests stay together in one process,
+With ``-n 2`` (pytest-xdist; ``tests/run.sh`` with two cores or more) a file's tests stay together in one process,
 each with an engine of its own. The files in `RAY` are as one file: two clusters at once would ask for more memory than
 a small machine has.
 """

@@ -125,7 +125,8 @@ def nothing_leaked(server: LlmServer, folder: Path) -> None:
     secret |= {case.response for case in cases_of(sealed=True)} - opened
     assert len(secret) > 10
     texts = [*prompts_of(server), *(path.read_text() for path in (folder / "agents").glob("*.jsonl"))]
-    texts = [re.sub(r"\b[0-9a-f]{12,}\b", "", text) for text in texts]  # marks drawn at random may hold "0630", a case
+    drawn = re.compile(r'(untrusted|end|"seed":) "?[0-9a-f]{12,16}\b')  # marks, and their seed, may hold "0630", a case
+    texts = [drawn.sub(r"\1", text) for text in texts]
     assert [one for one in secret if any(one in text or json.dumps(one)[1:-1] in text for text in texts)] == []
 
 

@@ -239,35 +239,33 @@ def serve(decoder: Decoder, **settings: Any) -> Any:
     return hf_rollout.HFServer(decoder, **{"prompt_length": 32, "response_length": 16, **settings})
 
 
+class Recording(Decoder):
+    """Keeps how many requests each batch had."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__(decoder.model, decoder.tokenizer)
+        self.sizes: list[int] = []
+
+    def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
+        self.sizes.append(len(requests))
+        return super().decode(requests, stopped)
+
+
 SENT = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
 
 
 async def test_requests_that_arrive_together_or_meanwhile_are_batched_up_to_the_limit(decoder: Decoder) -> None:
-    sizes: list[int] = []
-
-    class Recording(Decoder):
-        def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
-            sizes.append(len(requests))
-            return super().decode(requests, stopped)
-
-    server = serve(Recording(decoder.model, decoder.tokenizer), max_num_seqs=4)
+    server = serve(Recording(decoder), max_num_seqs=4)
     ids = list(prompt(decoder, "Write the digit 3"))
     outputs = await asyncio.gather(*(server.generate(ids, dict(SENT), str(i)) for i in range(10)))
-    assert sizes == [4, 4, 2]
+    assert server.decoder.sizes == [4, 4, 2]
     assert all(len(o.token_ids) == len(o.log_probs) <= 16 and o.stop_reason == "completed" for o in outputs)
     silent = await server.generate(ids, {**SENT, "logprobs": False}, "last")
     assert silent.log_probs is None and silent.token_ids
 
 
 async def test_requests_that_come_one_by_one_share_a_batch(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[int] = []
-
-    class Recording(Decoder):
-        def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
-            sizes.append(len(requests))
-            return super().decode(requests, stopped)
-
-    server, ids = serve(Recording(decoder.model, decoder.tokenizer)), list(prompt(decoder, "Write the digit 3"))
+    server, ids = serve(Recording(decoder)), list(prompt(decoder, "Write the digit 3"))
     later, answers, sleep = ["b", "c", "d"], [], asyncio.sleep
 
     async def while_it_waits(seconds: float) -> None:
@@ -278,7 +276,7 @@ async def test_requests_that_come_one_by_one_share_a_batch(decoder: Decoder, mon
     monkeypatch.setattr(asyncio, "sleep", while_it_waits)
     await server.generate(ids, dict(SENT), "a")
     await asyncio.gather(*answers)
-    assert sizes == [4]
+    assert server.decoder.sizes == [4]
 
 
 async def test_a_group_gets_the_same_answers_in_every_run_and_others_under_other_weights(decoder: Decoder) -> None:
