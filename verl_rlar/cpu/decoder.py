@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batched sampling from a transformers causal language model on CPU.
+"""Batched sampling from a transformers causal language model on one device.
 
 What: `Decoder.decode` takes prompts with a `Sampling` each and answers them together, one forward pass per token for
 all: prompts are padded on the left, equal ones (a GRPO group) are read once, a row leaves the batch as soon as it is
@@ -163,7 +163,7 @@ class Decoder:
     """A model and its tokenizer, ready to decode. Not thread-safe: one call at a time.
 
     Args:
-        model: In evaluation mode, on the CPU.
+        model: In evaluation mode, on one device.
         tokenizer: The model's.
         logprobs_mode: See the module's docstring.
 
@@ -188,6 +188,7 @@ class Decoder:
         self._vocabulary = len(tokenizer)  # counted anew by every call of len: a fifth of the time of a token
         self._tensors = model.state_dict()  # shares the model's memory
         self._loaded: set[str] = set()
+        self._device = model.device
 
     @classmethod
     def from_folder(
@@ -196,6 +197,7 @@ class Decoder:
         *,
         tokenizer_path: str | None = None,
         dtype: str = "float32",
+        device: str = "cpu",
         trust_remote_code: bool = False,
         logprobs_mode: LogprobsMode = "processed_logprobs",
     ) -> "Decoder":
@@ -208,6 +210,7 @@ class Decoder:
             raise ConfigError(f"hf_cpu: actor_rollout_ref.rollout.dtype={dtype!r} has to be one of {sorted(DTYPES)}.")
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_path or path, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        torch.nn.Module.to(model, device)
         return cls(model.eval(), tokenizer, logprobs_mode=logprobs_mode)
 
     @property
@@ -237,6 +240,7 @@ class Decoder:
         for i, prompt in enumerate(prompts):
             ids[i, width - len(prompt) :] = torch.tensor(prompt)
             mask[i, width - len(prompt) :] = 1
+        ids, mask = ids.to(self._device), mask.to(self._device)
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
         cache = DynamicCache(config=self.model.config)
 
@@ -253,7 +257,7 @@ class Decoder:
             return output.logits[:, -1].float()
 
         place = {prompt: i for i, prompt in enumerate(prompts)}
-        of = torch.tensor([place[request.prompt] for request in requests])
+        of = self._tensor([place[request.prompt] for request in requests])
         logits = forward()[of]
         mask, positions = mask[of], positions[of, -1:]
         cache.batch_select_indices(of)
@@ -261,13 +265,14 @@ class Decoder:
         while not stopped():
             ids = self._sample(logits, live)[:, None]
             positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            keep = torch.tensor([i for i, row in enumerate(live) if not row.done], dtype=torch.long)
-            if not len(keep):
+            left = [i for i, row in enumerate(live) if not row.done]
+            if not left:
                 break
-            if len(keep) < len(live):
+            if len(left) < len(live):
+                keep = self._tensor(left)
                 ids, positions, mask = ids[keep], positions[keep], mask[keep]
                 cache.batch_select_indices(keep)
-                live = [row for row in live if not row.done]
+                live = [live[i] for i in left]
             logits = forward()
         return tuple(
             Completion(tokens=tuple(row.tokens), logprobs=tuple(row.logprobs), aborted=not row.done) for row in rows
@@ -287,17 +292,17 @@ class Decoder:
         raw = logits.log_softmax(-1) if self.logprobs_mode == "raw_logprobs" else None
         for i, (row, sampling) in enumerate(zip(rows, samplings, strict=True)):
             if sampling.repetition_penalty != 1.0:
-                seen = torch.tensor(sorted({*row.request.prompt, *row.tokens}))
+                seen = self._tensor(sorted({*row.request.prompt, *row.tokens}))
                 old = logits[i, seen]
                 penalty = sampling.repetition_penalty
                 logits[i, seen] = torch.where(old > 0, old / penalty, old * penalty)
-        greedy = torch.tensor([sampling.temperature == 0 for sampling in samplings])
-        logits /= torch.tensor([sampling.temperature or 1.0 for sampling in samplings])[:, None]
+        greedy = self._tensor([sampling.temperature == 0 for sampling in samplings])
+        logits /= self._tensor([sampling.temperature or 1.0 for sampling in samplings])[:, None]
         _keep_likeliest(logits, samplings)
         logprobs = logits.log_softmax(-1)
         # Inverse of the cumulative distribution: one uniform number per token, whatever the size of the vocabulary.
         cumulative = logprobs.exp().double().cumsum(-1)
-        noise = torch.stack([row.noise[len(row.tokens)] for row in rows])[:, None] * cumulative[:, -1:]
+        noise = torch.stack([row.noise[len(row.tokens)] for row in rows]).to(self._device)[:, None] * cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, noise, right=True)[:, 0]
         tokens = torch.where(greedy, logits.argmax(-1), drawn)
         chosen = (logprobs if raw is None else raw).gather(1, tokens[:, None])[:, 0]
@@ -306,6 +311,9 @@ class Decoder:
             row.logprobs.append(logprob)
             row.done = self._finished(row)
         return tokens
+
+    def _tensor(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self._device)
 
     def _finished(self, row: _Row) -> bool:
         sampling, token = row.request.sampling, row.tokens[-1]

@@ -33,6 +33,8 @@ from typing import Any
 import numpy as np
 import ray
 import torch
+from verl.plugin.platform import get_platform
+from verl.utils.device import get_device_name
 from verl.workers.rollout.base import BaseRollout
 from verl.workers.rollout.replica import RolloutReplica, TokenOutput
 
@@ -325,6 +327,7 @@ class HFServerActor(HFServer):
                 model["path"],
                 tokenizer_path=model.get("tokenizer_path"),
                 dtype=config.dtype,
+                device=get_device_name(),
                 trust_remote_code=bool(model.get("trust_remote_code", False)),
                 logprobs_mode=config.logprobs_mode,
             ),
@@ -350,9 +353,11 @@ class HFReplica(RolloutReplica):
         refuse_unsupported(self.config, self.model_config, self.gpus_per_node)
         if self.is_reward_model or self.is_teacher_model:
             raise ConfigError("hf_cpu serves the policy only: set the name of the other rollout to vllm.")
+        # Ray hides an accelerator from actors that do not ask for a share of it; the trainer's worker has it all.
+        shown = {"env_vars": {name: "1" for name in get_platform().ray_noset_envvars()}}
         server: Any = (
             ray.remote(HFServerActor)
-            .options(name=_server_name(self.replica_rank), max_concurrency=self.max_concurrency)
+            .options(name=_server_name(self.replica_rank), max_concurrency=self.max_concurrency, runtime_env=shown)
             .remote(self.config, self.model_config, self.replica_rank)
         )
         await _within(_START_TIMEOUT_S, server.ready.remote(), "loading the model of the rollout")
@@ -408,7 +413,7 @@ class HFWeightSender(BaseRollout):
             if part and size + tensor.nbytes > limit:
                 await send(last=False)
                 part, size = {}, 0
-            part[name] = tensor.numpy()
+            part[name] = tensor.cpu().numpy()
             size += tensor.nbytes
             total += tensor.nbytes
         await send(last=True)
