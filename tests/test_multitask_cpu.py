@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+import importlib.util
 import itertools
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -117,19 +118,24 @@ def test_grader_tool_and_rule_by_hand_say_the_same_of_every_demand() -> None:
     assert seen == set(KEPT) == set(arms.CHECKS)
 
 
+@pytest.mark.parametrize("gpu", [False, True], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("arm", arms.ARMS)
-def test_every_arm_is_a_configuration_that_verl_takes(arm: str, tmp_path: Path) -> None:
+def test_every_arm_is_a_configuration_that_verl_takes(arm: str, gpu: bool, tmp_path: Path) -> None:
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     from hydra import compose, initialize_config_module
 
     from verl_rlar.plugin import check
 
     switches, overrides = experiment.verls(
-        experiment.QUICK, arm, 1, tmp_path, tmp_path / "model", begun=False, answered=True
+        experiment.QUICK, arm, 1, tmp_path, tmp_path / "model", begun=False, answered=True, gpu=gpu
     )
     with initialize_config_module("verl.trainer.config", version_base=None):
         overrides = [one for one in overrides if not one.startswith("hydra.")]
         config = compose("ppo_trainer", overrides=[*switches, *overrides])
+    modules = (config.ray_kwargs.ray_init.get("runtime_env") or {}).get("env_vars", {}).get("VERL_USE_EXTERNAL_MODULES")
+    ours = ["verl_rlar.plugin,verl_rlar.modes"] if arm in ("rlar", "static") else []
+    assert (modules or "") == ",".join([*ours, *(["verl_rlar.cpu.one_gpu"] if gpu else [])])
+    assert config.trainer.device == ("cuda" if gpu else "cpu")
     if arm in ("rlar", "static"):
         router = FeatureRouter(check(config).routing)
         for row in tasks.rows(seed=1, batches=4, per_family=2, held_out=8)[0]:
@@ -195,11 +201,35 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
         assert again.returncode == 2 and "other settings" in again.stderr
     nothing = subprocess.run([*command, "--steps", "0"], capture_output=True, text=True, timeout=100)
     assert nothing.returncode == 2 and "at least 1" in nothing.stderr
-    with quickstart.locked(tmp_path):
-        other = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    with quickstart.locked(tmp_path / "rlar-4"):  # one run is under way: it is not made twice, all others are free
+        other = subprocess.run([*command, "--seeds", "1,4"], capture_output=True, text=True, timeout=100)
         shown = subprocess.run([*command, "--steps", "7", "--table"], capture_output=True, text=True, timeout=100)
     assert other.returncode == 1 and "another run" in other.stderr
     assert shown.returncode == 0 and json.loads(shown.stdout.splitlines()[-1])["figures"]["runs"] == 6
+
+
+def test_the_first_answers_that_any_arm_gave_count_for_all_arms_of_a_seed(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("multitask_run", RECIPE / "run.py")  # other recipes have a `run`, too
+    assert spec and spec.loader
+    run = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(run)
+    assert run.first_answers(tmp_path / "rlar-1", 1) is None
+    for age, name in enumerate(("rules-1", "rlar-1", "static-1", "rlar-11", "rlar-2")):
+        place = tmp_path / name / "answers" / "0.jsonl"
+        place.parent.mkdir(parents=True)
+        place.touch()
+        os.utime(place, (100 - age, 100 - age))
+    for arm in ("rlar-1", "embedding-1"):
+        assert run.first_answers(tmp_path / arm, 1) == tmp_path / "static-1" / "answers" / "0.jsonl"
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    command = [sys.executable, str(RECIPE / "run.py"), "--quick", "--gpu", "--results", str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert refused.returncode == 2 and "finds no GPU" in refused.stderr
 
 
 def test_a_run_stopped_before_its_last_answers_goes_on_from_the_checkpoint_before(tmp_path: Path) -> None:

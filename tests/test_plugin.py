@@ -112,6 +112,22 @@ def test_a_plain_string_in_place_of_the_group_is_refused(composed: Callable[...,
         plugin.check(broken)
 
 
+def test_training_on_the_cpu_of_a_machine_with_a_gpu_has_to_be_told_to_verl(
+    composed: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smi = tmp_path / "nvidia-smi"  # verl takes a machine where it answers for one with a GPU
+    smi.write_text("#!/bin/sh\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.delenv("VERL_PLATFORM", raising=False)
+    config = composed("+rlar=default", "+rlar_device=cpu")
+    with pytest.raises(ConfigError, match="export VERL_PLATFORM=cpu"):
+        plugin.check(config)
+    plugin.check(composed("+rlar=default", "+rlar_device=cpu", "trainer.device=cuda"))
+    monkeypatch.setenv("VERL_PLATFORM", "cpu")
+    plugin.check(config)
+
+
 def test_all_defaults_stand_in_the_code_and_are_valid() -> None:
     assert parse(defaults()) == RlarConfig()
 

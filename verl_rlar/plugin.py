@@ -132,6 +132,11 @@ def check(config: DictConfig) -> RlarConfig:
         "remove one of them",
     )
     if get("trainer.device") == "cpu":
+        refuse_unless(
+            not cpu.accelerator_present(),
+            "trainer.device=cpu, but verl finds an accelerator here and would take that: export VERL_PLATFORM=cpu, or "
+            "leave +rlar_device=cpu away",
+        )
         missing = cpu.missing_modules()
         refuse_unless(not missing, f"trainer.device=cpu: no module named {', '.join(missing)}. {cpu.INSTALL}")
         refuse_unless(

@@ -88,7 +88,9 @@ def run_one(size: Size, arm: str, seed: int, folder: Path, console: Console, *, 
     begun = quickstart.checkpoint(folder) is not None
     answered = (folder / "answers" / "0.jsonl").exists() or first_answers(folder, seed) is not None
     switches, overrides = verls(size, arm, seed, folder, base, begun=begun, answered=answered, gpu=gpu)
-    if not gpu and size.model == "smollm2" and training.computes_in_bf16():
+    if gpu:
+        os.environ.setdefault("VERL_PLATFORM", "nvidia")
+    elif size.model == "smollm2" and training.computes_in_bf16():
         overrides += quickstart.BF16
     training.train(overrides, folder, steps=size.steps, console=console, switches=switches)
     answers = first_answers(folder, seed), folder / "answers" / f"{size.steps}.jsonl"
@@ -292,6 +294,12 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
             return 2
         write_whole(kept, told.encode())
+    if args.gpu and not args.table:
+        import torch
+
+        if not torch.cuda.is_available():
+            print("--gpu: torch finds no GPU here; leave it away to train on the CPU", file=sys.stderr)
+            return 2
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

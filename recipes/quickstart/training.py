@@ -101,6 +101,7 @@ def environment(metrics: Path) -> dict[str, str]:
     cores = str(min(16, len(os.sched_getaffinity(0))))
     return {
         "VERL_FILE_LOGGER_PATH": str(metrics),
+        "VERL_PLATFORM": os.environ.get("VERL_PLATFORM", "cpu"),  # a GPU that happens to be here stays idle
         "HF_HUB_OFFLINE": "1",  # everything is on the disk
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", cores),
         "OMP_WAIT_POLICY": "PASSIVE",  # processes take turns on the cores: who waits shall not spin

@@ -20,7 +20,7 @@ verl, vLLM or torch attribute is replaced. One private name of verl is written t
 
 Not covered: other systems than Linux; FSDP1, offloading, Megatron and other engines; several training processes;
 critics; the legacy (v0) trainer. A driver without accelerator for workers that have one looks like a CPU machine: set
-``VERL_PLATFORM=nvidia`` there.
+``VERL_PLATFORM=nvidia`` there; on a machine with an accelerator that shall stay idle, ``VERL_PLATFORM=cpu``.
 """
 
 import importlib.util
