@@ -47,4 +47,4 @@ def divergence(base: Path, checkpoint: Path, talks: Iterable[tuple[str, str]]) -
             p, q = (model(both).logits[0, len(asked) - 1 :].log_softmax(-1) for model in (after, before))
             total += float((p.exp() * (p - q)).sum())
             places += len(p)
-    return total / places
+    return max(0.0, total / places)  # rounding can lead below 0 where nothing was learned
