@@ -493,13 +493,13 @@ def compare(seen: Mapping[str, Seen], run: Path, disturbed: Heard, calm: Heard) 
             step, prompt = row["uid"].split("-")
             kept.setdefault(f"{step}/{prompt}/{row['session']}", []).append(tuple(row)[3:])
     for key, value in disturbed.got.items():
-        step, prompt, _ = map(int, key.split("/"))
+        step = int(key.split("/")[0])
         for one in (whole, *(one for one in seen.values() if one.steps[0] <= step <= one.steps[1])):
             rows = kept.get(key, [])
             one.lost += len(rows) != 1 or rows[0][0] != value
             if value is not None:
                 one.changed += value != calm.got.get(key)
-            elif ROWS[prompt] != "schema":  # nobody scores these
+            elif calm.got.get(key) is not None:  # some rows nobody scores: schemas, and programs where no box is
                 one.unscored += 1
                 one.uncounted += not (rows and rows[0][1] == "failed" and rows[0][2])
     whole.lost += max(0, len(kept) - len(disturbed.got))
