@@ -19,7 +19,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("verl")
 
-from verl_rlar.cpu import metadata
+from verl_rlar.cpu import metadata, models
 from verl_rlar.cpu.decoder import Completion, Decoder, Request, Sampling, request_seed
 from verl_rlar.cpu.models import build_tiny
 from verl_rlar.errors import ConfigError
@@ -522,6 +522,17 @@ def test_the_tiny_model_is_small_tied_whole_and_the_same_every_time(folder: Path
     )
     assert text == "<|im_start|>user\nFüße 3<|im_end|>\n<|im_start|>assistant\n"
     assert decoder.tokenizer.decode(decoder.tokenizer.encode(text)) == text
+
+
+def test_of_two_processes_that_make_a_model_at_once_the_first_wins_and_both_have_it(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "config.json").write_text("the other's")  # was faster
+        (folder / "config.json").write_text("mine")
+
+    assert models._build(tmp_path / "model", make) == tmp_path / "model"
+    assert (tmp_path / "model" / "config.json").read_text() == "the other's"
+    assert [place.name for place in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:

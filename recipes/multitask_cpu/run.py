@@ -293,7 +293,9 @@ def main(argv: list[str] | None = None) -> int:
         if kept.exists() and kept.read_text() != told:
             print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
             return 2
-        write_whole(kept, told.encode())
+        aside = folder / f".{SETTINGS}.{os.getpid()}"  # others may begin at the same time
+        aside.write_text(told)
+        aside.replace(kept)
     if args.gpu and not args.table:
         import torch
 

@@ -83,7 +83,11 @@ def _build(folder: str | Path, make: Callable[[Path], None]) -> Path:
     try:
         work.chmod(0o755)
         make(work)
-        work.replace(target)  # atomic; an empty folder is replaced
+        try:
+            work.replace(target)  # atomic; an empty folder is replaced
+        except OSError:
+            if not (target / "config.json").exists():  # else another process was faster, with the same model
+                raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
     logger.info("built %s", target)
