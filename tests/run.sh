@@ -16,8 +16,8 @@ cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 venv=${RLAR_TEST_VENV:-$PWD/.venv-test}
 bash recipes/install.sh "$venv" cpu,dev
 export PATH=$venv/bin:$PATH HF_HUB_OFFLINE=1 RAY_USAGE_STATS_ENABLED=0 TOKENIZERS_PARALLELISM=false
-processes=$(($(nproc) < 2 ? 1 : 2)) # before the next line: nproc obeys it
 if command -v nvidia-smi >/dev/null; then export VERL_PLATFORM=cpu; fi # verl would take the GPU; tests train on the CPU
+processes=$(($(nproc) < 2 ? 1 : 2)) # before the next line: nproc obeys it
 export OMP_NUM_THREADS=1 # threads of a tiny model spin while they wait for one that has no core: five times the CPU time
 ruff check .
 ruff format --check .

@@ -484,8 +484,9 @@ class Seen:
         return self.went_on and not (self.changed or self.uncounted or self.lost)
 
 
-def compare(seen: Mapping[str, Seen], run: Path, disturbed: Heard, calm: Heard) -> Seen:
+def compare(seen: Mapping[str, Seen], run: Path, disturbed: Heard, calm: Heard, *, boxes: bool) -> Seen:
     """Fills in what values and ledger say, fault by fault; returns the whole run's."""
+    nobodys = {"schema"} if boxes else {"schema", "code"}  # rows that no tool scores
     whole = Seen(steps=(1, disturbed.done), seconds=0)
     kept: dict[str, list[tuple[Any, ...]]] = {}
     with read(run) as db:
@@ -493,13 +494,13 @@ def compare(seen: Mapping[str, Seen], run: Path, disturbed: Heard, calm: Heard) 
             step, prompt = row["uid"].split("-")
             kept.setdefault(f"{step}/{prompt}/{row['session']}", []).append(tuple(row)[3:])
     for key, value in disturbed.got.items():
-        step = int(key.split("/")[0])
+        step, prompt, _ = map(int, key.split("/"))
         for one in (whole, *(one for one in seen.values() if one.steps[0] <= step <= one.steps[1])):
             rows = kept.get(key, [])
             one.lost += len(rows) != 1 or rows[0][0] != value
             if value is not None:
                 one.changed += value != calm.got.get(key)
-            elif calm.got.get(key) is not None:  # some rows nobody scores: schemas, and programs where no box is
+            elif ROWS[prompt] not in nobodys:
                 one.unscored += 1
                 one.uncounted += not (rows and rows[0][1] == "failed" and rows[0][2])
     whole.lost += max(0, len(kept) - len(disturbed.got))
@@ -593,7 +594,7 @@ def drill(folder: Path, faults: list[str]) -> tuple[dict[str, Seen], Seen, dict[
                 training.wait()
             finally:
                 training.kill()
-            whole = compare(seen, run, heard, calm)
+            whole = compare(seen, run, heard, calm, boxes=boxes)
         else:
             whole = Seen(steps=(0, 0), seconds=0)
         if "stop" in faults:
