@@ -622,7 +622,7 @@ def stopped(folder: Path, run: Path, overrides: list[str], llm: Endpoint) -> See
     seen.note = (
         f"stopped before step {heard.done + 1}, with the tool's name" if said else "it did not stop as configured"
     )
-    compare({}, run, heard, heard)
+    compare({}, run, heard, heard, boxes=has_engine())
     return seen
 
 
