@@ -128,6 +128,10 @@ def test_order_is_free_in_a_set_and_binding_in_a_tuple(items: list[int], data: s
         (r"\begin{pmatrix}1\\2\end{pmatrix}", [r"\begin{bmatrix} 1 \\ 2 \end{bmatrix}"], ["(1,2)"]),
         (r"\begin{pmatrix}1\\2\end{pmatrix}", [], [r"\begin{pmatrix}1&2\end{pmatrix}"]),
         ("2^{2021}", [r"2 \cdot 2^{2020}"], ["2^{2020}", "2^{2021}+1"]),
+        ("2500000", ["2.5 million", r"2.5\text{ million}", r"\$2.5 million dollars", r"2\frac{1}{2}\text{ million}"],
+         ["2.5 billion", "2.5", "25 million", "2 million + 500 thousand"]),
+        ("5 million", ["5000000", "5 Million", "5", "5000 thousand"], ["5 billion", "5000", "5 thousand"]),
+        ("3", ["3 million", "3 millionaires"], ["3000000 million"]),
     ],
 )  # fmt: skip
 def test_what_equals_the_reference(reference: str, right: list[str], wrong: list[str]) -> None:
@@ -145,7 +149,7 @@ def test_what_equals_the_reference(reference: str, right: list[str], wrong: list
         "The answer is:\n\\[\n18\n\\]", "The answer is:\n\n$$\n18\n$$\n\nIt was 9 + 9.", "The answer is:\n```\n18\n```",
         "**Solution:**\n\nLet 3 be x. Then we get 15.\n\nSo the total is 18.", "Solution: first 3 + 4 = 7.\nThen 18.",
         "The result is 18.\n\nCheck: 9 * 2.", r"\boxed{\text{18 dollars}}", r"\boxed{\text{\$18}}",
-        "The answer is `18`.",
+        "The answer is `18`.", r"The answer is {\bf 18}.", r"\boxed{\bf{18}}", r"The answer is $\boldsymbol{18}$.",
     ],
 )  # fmt: skip
 def test_what_models_write_around_a_right_answer_does_not_make_it_wrong(response: str) -> None:

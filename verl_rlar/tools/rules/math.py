@@ -17,7 +17,8 @@ there. ``x=5`` is 5; ``y=5`` is not ``x=5``. Units: where the reference has none
 where it has one, the answer has the same one or none (a wrong one is a wrong answer). A base (``52_8``) counts as a
 unit. Nothing is converted (500 cm is not 5 m), except per cent: 50 % = 0.5 = 1/2; a bare 50 is right if the reference
 is ``50%``, and ``50%`` is right if the reference is 50 (only for references of at least 1: against 0.5, ``0.5%`` is
-wrong). Words as reference (``\text{Evelyn}``) are compared as words.
+wrong). ``5 million`` is 5000000, and 5 where only one of the two says it, as a question may ask for millions. Words as
+reference (``\text{Evelyn}``) are compared as words.
 
 **What is no answer yet.** ``19 + 31``, ``2^{10}``, ``100/2``, ``5!``, ``19\frac{31}{1}`` or ``19 - 31i^2`` where the
 reference is a number that is worked out: a computation is left to be done. Otherwise the sum of the question is its own
@@ -80,6 +81,7 @@ MOST_BITS = 100_000
         "It looks at the final answer only: a right answer by wrong reasoning scores 1.",
         "Units are not converted: an equal amount in another unit scores 0; a unit it does not know is ignored.",
         "An answer without a unit passes where the reference has one, so a forgotten unit is not punished.",
+        "'5 million' passes for 5, too, as the question may ask for millions; '5k' is not read.",
         "A decimal that is right to 6 places passes for an exact value.",
         "It does not tell a simplified from an unsimplified form: 2/4 passes for 1/2, (x+1)^2 for its expansion,"
         r" \frac{18}{2} for 9. But a sum, product or power of numbers that the reference has worked out scores 0.",
@@ -121,6 +123,7 @@ def final_answer(sample: Sample) -> Verdict:
 
 
 def _quote(text: str) -> str:
+    text = text.replace(_DOLLAR, "$")
     return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
@@ -142,6 +145,8 @@ class _Form:
     """A leaf that is words, in normal form."""
     unit: str = ""
     """Canonical unit; empty if there is none."""
+    scale: int = 1
+    """What a word like "million" after the number multiplies it by."""
     name: str = ""
     """What the value was assigned to: ``x`` in ``x=5``."""
 
@@ -163,7 +168,8 @@ _UNICODE = {
 _DOLLAR = "\ue000"
 """Stands for a dollar sign that is money."""
 _STRIP = re.compile(
-    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|mathop)(?![A-Za-z])\.?|(?<!\\)\\!\s*|(?<!\\)\*\*$|^\*\*"
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|mathop)(?![A-Za-z])\.?"
+    r"|\\(?:bf|bm|boldsymbol)(?![A-Za-z])|(?<!\\)\\!\s*|(?<!\\)\*\*$|^\*\*"
 )
 _TEXT_AMOUNT = re.compile(r"^\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{(\s*-?(?:\\?\$)?\d[^{}]*)\}$")
 """``\text{18 dollars}``"""
@@ -381,6 +387,11 @@ _LATEX_UNIT = re.compile(
     r"\s*\\(?:text|textbf|textit|textrm|mathrm|mathit|mbox|rm|operatorname)(?![A-Za-z])\s*\{?([^{}\\]*)\}?\s*"
     r"(\^\s*\{?\s*\d\s*\}?)?\s*$"
 )
+_SCALE_OF = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SCALE = re.compile(
+    rf"(?<=[\d}}])\s*-?\s*(\\(?:text|textrm|mathrm|mbox)\s*\{{\s*)?({'|'.join(_SCALE_OF)})s?(?![A-Za-z])\s*(\}})?",
+    re.IGNORECASE,
+)
 _BASE = re.compile(r"(-?\d[0-9A-F]*)_(?:\{\s*(?:\\text\{)?(\d{1,2})\}?\s*\}|(\d{1,2}))")
 
 
@@ -388,12 +399,13 @@ def _leaf(text: str, numeric: bool) -> _Form | None:
     words = _words(text)
     if words is not None:
         return _Form(text=text, words=words)
-    core, unit = _split_unit(text, numeric)
+    bare, scale = _split_scale(text)
+    core, unit = _split_unit(bare, numeric)
     base = _BASE.fullmatch(core)
     if base:
         core, unit = base[1], f"base {base[2] or base[3]}"
     tree = _parse(_last_of_chain(core))
-    return None if tree is None else _Form(text=text, tree=tree, unit=unit)
+    return None if tree is None else _Form(text=text, tree=tree, unit=unit, scale=scale)
 
 
 def _words(text: str) -> str | None:
@@ -415,6 +427,16 @@ def _words(text: str) -> str | None:
 
 def _plain_words(text: str) -> str:
     return " ".join(re.findall(r"\w+", re.sub(r"\\[A-Za-z]+", " ", text).casefold()))
+
+
+def _split_scale(text: str) -> tuple[str, int]:
+    """The text without the one word like "million" that follows a number, and what that multiplies by; else 1."""
+    found = list(_SCALE.finditer(text))
+    if len(found) != 1:
+        return text, 1
+    (word,) = found
+    rest = "" if word[1] and word[3] else f"{word[1] or ''}{word[3] or ''}"  # \text{ million}, \text{ million people}
+    return f"{text[: word.start()]} {rest}{text[word.end() :]}".strip(), _SCALE_OF[word[2].lower()]
 
 
 def _split_unit(text: str, numeric: bool) -> tuple[str, str]:
@@ -636,6 +658,9 @@ def _same_scalar(gold: _Form, answer: _Form) -> bool:
         return _same_percent(gold, answer)
     if gold.unit and answer.unit and gold.unit != answer.unit:
         return False
+    if gold.scale != answer.scale and isinstance(gold.tree, sympy.Expr) and isinstance(answer.tree, sympy.Expr):
+        either = 1 in (gold.scale, answer.scale) and _equal(gold.tree, answer.tree)
+        return either or _equal(gold.tree * gold.scale, answer.tree * answer.scale)
     return _equal(gold.tree, answer.tree)
 
 
