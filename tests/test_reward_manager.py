@@ -27,6 +27,7 @@ from rubrics import GOOD, honest
 from tensordict import TensorDict
 from test_library import make_spec, sha
 from verl import DataProto
+from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
 
 from verl_rlar.cpu.models import build_tiny
 from verl_rlar.errors import ConfigError
@@ -35,7 +36,7 @@ from verl_rlar.ledger import read
 from verl_rlar.library import Library
 from verl_rlar.nodes import BOXES_NAME
 from verl_rlar.reward_manager import RlarRewardManager
-from verl_rlar.service import ACTOR_NAME
+from verl_rlar.service import ACTOR_NAME, await_rows
 from verl_rlar.tools.rubric import Rubric
 from verl_rlar.types import Kind, Scope
 
@@ -317,6 +318,26 @@ async def test_a_killed_service_costs_a_moment_and_no_row(
     assert len(rows(config)) == 1 + 9
     with read(Path(config.rlar.run_dir)) as db:
         assert db.execute("SELECT COUNT(*) FROM attempts").fetchone()[0] == 1
+
+
+@pytest.mark.parametrize("config", [(*NO_SANDBOX, "rlar.ledger.flush_s=3600")], indirect=True)
+def test_a_training_ends_when_its_last_rows_are_in_the_ledger(config: DictConfig, tokenizer: Any) -> None:
+    config.actor_rollout_ref.model.path = tokenizer.name_or_path
+    config = migrate_legacy_reward_impl(config)
+    workers = [ray.remote(RewardLoopWorker).remote(config) for _ in range(2)]
+    try:
+        samples = [data(tokenizer, "5", session_id=session) for session in range(3)]
+        asked = [worker.compute_score.remote(sample) for worker, sample in zip(workers * 2, samples, strict=False)]
+        assert [result["reward_score"] for result in ray.get(asked, timeout=300)] == [1.0] * 3
+        assert rows(config) == []  # they wait for an hour
+        await_rows(workers, 120)
+        assert [row["session"] for row in rows(config)] == [0, 1, 2]
+        ray.kill(workers[0])
+        await_rows(workers, 120)  # says so, and does not hang
+    finally:
+        for worker in workers:
+            ray.kill(worker)
+        ray.kill(ray.get_actor(ACTOR_NAME))
 
 
 async def test_what_verls_legacy_trainer_does_not_send_is_named(manager: RlarRewardManager, tokenizer: Any) -> None:

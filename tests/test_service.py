@@ -7,18 +7,20 @@ import asyncio
 import pickle
 import random
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import make_query, make_sample
 from test_ledger import make_row
 
+from verl_rlar import service
 from verl_rlar.config import AcquireConfig, RlarConfig, RoutingConfig, ScoringConfig
-from verl_rlar.errors import ConfigError, DataError, LedgerError, TooManyUnscored
-from verl_rlar.ledger import FILE_NAME, Ledger, read
+from verl_rlar.errors import ConfigError, DataError, LedgerError, ServiceUnreachable, TooManyUnscored
+from verl_rlar.ledger import FILE_NAME, Ledger, Row, read
 from verl_rlar.router import RouteCache, settings_of
 from verl_rlar.rows import query_of
-from verl_rlar.service import CALLS_AT_ONCE, Client, Service
+from verl_rlar.service import CALLS_AT_ONCE, Client, Question, RouteCalls, Service
 from verl_rlar.types import Kind, Query, Route, Snapshot, Split
 
 
@@ -234,6 +236,79 @@ async def test_who_stops_waiting_for_a_decision_does_not_spoil_it_for_the_others
     await asyncio.sleep(0)
     impatient.cancel()
     assert (await patient).reason == "decision 1"
+
+
+async def test_what_is_asked_during_a_call_goes_together_in_the_next_one(tmp_path: Path) -> None:
+    of_all, calls = make_service(tmp_path), []
+    under_way = asyncio.Event()
+
+    async def ask(asked: Sequence[Question]) -> list[Route | BaseException]:
+        calls.append([query.prompt for query, _, _ in asked])
+        await under_way.wait()
+        return await of_all.routes(asked)
+
+    router, snapshot = RouteCalls(ask), await of_all.at(1)
+    queries = [make_query(f"What is {number} + 1?") for number in range(10)]
+    routes = [asyncio.create_task(router.route(query, snapshot)) for query in queries[:1]]
+    await asyncio.sleep(0)
+    routes += [asyncio.create_task(router.route(query, snapshot)) for query in queries[1:]]
+    await asyncio.sleep(0)
+    routes[3].cancel()  # who gives up does not spoil it for the others
+    under_way.set()
+    found = await asyncio.gather(*routes, return_exceptions=True)
+    assert isinstance(found.pop(3), asyncio.CancelledError)
+    assert found == [await of_all.route(query, snapshot) for query in queries[:3] + queries[4:]]
+    assert [len(call) for call in calls] == [1, 9]
+
+
+async def test_a_question_that_fails_fails_alone_and_a_call_that_fails_fails_for_all_in_it() -> None:
+    cache, works = RouteCache(SlowRouter(fails_first=True)), True
+
+    async def ask(asked: Sequence[Question]) -> list[Route | BaseException]:
+        if not works:
+            raise ServiceUnreachable("gone")
+        return await asyncio.gather(*(cache.route(*one) for one in asked), return_exceptions=True)
+
+    router, snapshot = RouteCalls(ask), Snapshot(tools=())
+
+    async def both() -> list[Route | BaseException]:
+        queries = [make_query(f"What is {number} + 1?") for number in range(2)]
+        return await asyncio.gather(*(router.route(query, snapshot) for query in queries), return_exceptions=True)
+
+    first, second = await both()
+    assert isinstance(first, LedgerError) and isinstance(second, Route)
+    works = False
+    assert [type(one) for one in await both()] == [ServiceUnreachable] * 2
+    works = True
+    assert all(isinstance(one, Route) for one in await both())
+
+
+async def test_rows_wait_for_a_service_that_is_slow_until_somebody_hurries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "PAUSE", 1e6)
+    monkeypatch.setattr(service, "LONGEST_PAUSE_S", 1e6)
+    client = Client.__new__(Client)  # without its actor
+    client._config, client._rows, client._sender = RlarConfig(), deque(), None
+    client._hurry, client._pause_s, sent = asyncio.Event(), 0.0, []
+
+    async def call(method: str, rows: list[Row], *, timeout_s: float) -> None:
+        sent.append([row.sample.session for row in rows])
+        await asyncio.sleep(0.01)
+
+    client._call = call  # type: ignore[assignment]
+    client.record(make_row(uid="g", session=0))
+    while not sent:
+        await asyncio.sleep(0)
+    client.record(make_row(uid="g", session=1))
+    await asyncio.sleep(10 * client._config.ledger.flush_s)
+    client.record(make_row(uid="g", session=2))
+    assert sent == [[0]]
+    await asyncio.wait_for(client.flush(), 60)
+    assert sent == [[0], [1, 2]]
+    client.record(make_row(uid="g", session=3))  # when all had been sent, too
+    await asyncio.sleep(10 * client._config.ledger.flush_s)
+    assert len(sent) == 2
+    await asyncio.wait_for(client.flush(), 60)
+    assert sent == [[0], [1, 2], [3]]
 
 
 async def test_the_route_of_a_query_is_the_same_whatever_the_data_set_is_called(tmp_path: Path) -> None:

@@ -231,7 +231,8 @@ class LedgerConfig(Section):
     store_responses: bool = True
     """Whether prompts and responses are kept (compressed). Without them a reward can be looked up, not replayed."""
     flush_s: float = Field(default=0.02, gt=0)
-    """Longest time a row waits in a reward worker before it is sent, in seconds."""
+    """How long a reward worker gathers rows before it sends them, in seconds; longer where the service is slow to take
+    them, up to a quarter of a second."""
     keep_steps: int | None = Field(default=None, ge=1)
     """For how many steps the texts of responses are kept. None: until `max_gb` is reached. Rows are always kept."""
     max_gb: float = Field(default=50.0, gt=0)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""verl's trainer modes, each with two things more: numbers about rewards in verl's own logger, in training as in
-validation, and reward models that sleep while the policy learns.
+"""verl's trainer modes, each with three things more: numbers about rewards in verl's own logger, in training as in
+validation; reward models that sleep while the policy learns; and an end that waits for the last rows of the ledger.
 
     rlar_sync             verl's ``sync``; what ``+rlar=default`` sets
     rlar_colocate_async   verl's ``colocate_async``
@@ -31,7 +31,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from verl_rlar.errors import ServiceUnreachable
 from verl_rlar.plugin import check
-from verl_rlar.service import Client
+from verl_rlar.service import Client, await_rows
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,12 @@ class _Rlar(PPOTrainer):
         if self._client is None:
             self._client = Client(self._rlar)
         return self._client
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        try:
+            super().fit(agent_loop_manager)
+        finally:
+            await_rows(self.reward_loop_manager.reward_loop_workers, self._rlar.service_timeout_s)
 
     def on_sample_end(self) -> None:
         super().on_sample_end()

@@ -113,6 +113,10 @@ class RlarRewardManager(RewardManagerBase):
         await self._service.flush()
         await self._shadow.flush()
 
+    def sending(self) -> bool:
+        """Whether rows are still on their way to the ledger. They go at once then."""
+        return self._service.sending()
+
     def close(self) -> None:
         """Ends the processes for rules."""
         self._runner.close()

@@ -19,9 +19,12 @@ the canaries, which one reward worker per step is asked to score. What `verl_rla
 is raised then, and what the settings say is done about it. Then `verl_rlar.fleet.Fleet` sees to it that the step's
 reward models are served.
 
-Not covered: rows are sent to the service within `rlar.ledger.flush_s`, off the scoring
-path: a reward worker that is killed takes the rows of its last moments along (verl does not survive the death of a
-reward worker either)."""
+Reward workers may be many, and of a step's prompts each meets nearly all: what a worker has to ask or to say while a
+call is under way goes with the next one, and rows wait longer where the service is slow to take them. So more workers
+mean fuller calls, not more of them.
+
+Not covered: rows are sent to the service some `rlar.ledger.flush_s` later, off the scoring path: a reward worker that
+is killed takes the rows of its last moments along (verl does not survive the death of a reward worker either)."""
 
 from __future__ import annotations
 
@@ -32,7 +35,8 @@ import os
 import time
 import uuid
 from collections import Counter, OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -82,11 +86,19 @@ STEPS_KEPT = 8
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
+ROUTES_PER_CALL = 100
+PAUSE = 9.0
+"""How long a client gathers rows after it has sent some, in shares of the time that the service took for those."""
+LONGEST_PAUSE_S = 0.25
 CALLS_AT_ONCE = 1_000_000
 """Number of calls that the service takes in at the same time. Unscored responses wait inside for their siblings: with
 less room than a step has responses, they would keep out those that they wait for, and everybody else."""
 START_TIMEOUT_S = 300.0
 """How long the start of the service may take, imports included, in seconds."""
+
+
+Question = tuple[Query, Snapshot, Split]
+"""What a route is asked for."""
 
 
 class Group:
@@ -203,6 +215,10 @@ class Service:
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         """The route of a query on a snapshot, decided once (I2)."""
         return await self._routes.route(query, snapshot, split)
+
+    async def routes(self, asked: Sequence[Question]) -> list[Route | BaseException]:
+        """For each question its route, or what was raised."""
+        return await asyncio.gather(*(self.route(*question) for question in asked), return_exceptions=True)
 
     async def record(self, rows: Sequence[Row]) -> None:
         """Wakes who waits for these rows, and puts them into the ledger.
@@ -618,8 +634,10 @@ class Client:
             raise ServiceUnreachable(f"the rlar service did not start within {START_TIMEOUT_S:g} s") from error
         self._snapshots: dict[int, Snapshot] = {}
         self._sources: dict[str, str] = {}
-        self._routes = RouteCache(_Remote(self))
+        self._routes = RouteCache(RouteCalls(self._ask_routes))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)
+        self._hurry = asyncio.Event()
+        self._pause_s = 0.0
         self._sender: asyncio.Task[None] | None = None
 
     async def at(self, step: int) -> Snapshot:
@@ -670,8 +688,9 @@ class Client:
             return None
 
     def record(self, row: Row) -> None:
-        """Hands a row over; it is sent within ``rlar.ledger.flush_s``, and again until the service has taken it. What
-        its query says stays here, unless tools are looked for: the ledger has it with the route."""
+        """Hands a row over; it is sent after ``rlar.ledger.flush_s``, later if the service is slow, and again until the
+        service has taken it. What its query says stays here, unless tools are looked for: the ledger has it with the
+        route."""
         if not self._config.acquire.enabled:
             row = replace(row, sample=replace(row.sample, query=row.sample.query.bare()))
         if len(self._rows) == ROWS_WAITING:
@@ -680,9 +699,18 @@ class Client:
         if self._sender is None or self._sender.done():
             self._sender = asyncio.get_running_loop().create_task(self._send())
 
+    def sending(self) -> bool:
+        """Whether rows that were handed over are still on their way to the ledger. They go at once then. May be called
+        from any thread."""
+        sender = self._sender
+        if sender is None or sender.done():
+            return False
+        sender.get_loop().call_soon_threadsafe(self._hurry.set)
+        return True
+
     async def flush(self) -> None:
         """Returns when every row that was handed over is in the ledger."""
-        while self._sender is not None and not self._sender.done():
+        while self.sending() and self._sender is not None:
             await asyncio.shield(self._sender)
 
     def begin_step(self, step: int, *, behind: int = 0, validate: bool = False) -> None:
@@ -738,15 +766,26 @@ class Client:
         return service.options(num_cpus=0, **options).remote(self._config, self._token)
 
     async def _send(self) -> None:
+        loop = asyncio.get_running_loop()
         while self._rows:
-            await asyncio.sleep(self._config.ledger.flush_s)
+            if len(self._rows) < ROWS_PER_CALL:
+                with suppress(TimeoutError, asyncio.TimeoutError):
+                    await asyncio.wait_for(self._hurry.wait(), max(self._config.ledger.flush_s, self._pause_s))
             batch = [self._rows.popleft() for _ in range(min(len(self._rows), ROWS_PER_CALL))]
+            began = loop.time()
             try:
                 await self._call("record", batch, timeout_s=self._config.service_timeout_s)
             except (LedgerError, ServiceUnreachable) as error:
                 logger.warning("%d rows wait for the ledger: %s", len(batch) + len(self._rows), error)
                 self._rows.extendleft(reversed(batch))
                 await asyncio.sleep(1.0)
+            else:
+                self._pause_s = min(LONGEST_PAUSE_S, PAUSE * (loop.time() - began))
+        self._hurry.clear()
+
+    async def _ask_routes(self, asked: Sequence[Question]) -> list[Route | BaseException]:
+        found = await self._call("routes", asked, timeout_s=self._config.service_timeout_s)
+        return cast("list[Route | BaseException]", found)
 
     async def _call(self, method: str, *args: Any, timeout_s: float) -> Any:
         """Calls the service; while it is dead and Ray starts it again, tries until the deadline."""
@@ -764,12 +803,61 @@ class Client:
                 self._actor = same_or(self._actor, self._start())
 
 
-class _Remote:
-    """The service as a router, for a client's cache."""
+def await_rows(workers: Sequence[Any], timeout_s: float) -> None:
+    """Waits until the rows of verl's reward workers are in the ledger; a warning says if some may never be. Blocks.
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
+    Args:
+        workers: Ray's handles of ``RewardLoopWorker``.
+        timeout_s: How long, in seconds.
+    """
+    why, end = "the service does not take them in time", time.monotonic() + timeout_s
+    try:
+        while time.monotonic() < end:
+            asked = [worker.__ray_call__.remote(_sending) for worker in workers]
+            if not any(ray.get(asked, timeout=timeout_s)):
+                return
+            time.sleep(0.02)
+    except ray.exceptions.RayError as error:
+        why = str(error)
+    logger.warning("the last rows of the run may be missing in the ledger: %s", why)
+
+
+def _sending(worker: Any) -> bool:
+    return bool(worker.reward_manager.sending())
+
+
+class RouteCalls:
+    """A router that asks another one for several routes at once: what comes while a call is under way waits for the
+    next one.
+
+    Args:
+        ask: Answers some questions, each with a route or with what is to be raised; or raises it for all.
+    """
+
+    def __init__(self, ask: Callable[[Sequence[Question]], Awaitable[Sequence[Route | BaseException]]]) -> None:
+        self._ask = ask
+        self._waiting: deque[tuple[Question, asyncio.Future[Route]]] = deque()
+        self._calls: asyncio.Task[None] | None = None
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
-        client = self._client
-        return await client._call("route", query, snapshot, split, timeout_s=client._config.service_timeout_s)
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Route] = loop.create_future()
+        self._waiting.append(((query, snapshot, split), answer))
+        if self._calls is None or self._calls.done():
+            self._calls = loop.create_task(self._call())
+        return await answer
+
+    async def _call(self) -> None:
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), ROUTES_PER_CALL))]
+            try:
+                found = await self._ask([question for question, _ in batch])
+            except Exception as error:
+                found = [error] * len(batch)
+            for (_, answer), route in zip(batch, found, strict=True):
+                if answer.done():  # whoever asked has given up
+                    continue
+                if isinstance(route, BaseException):
+                    answer.set_exception(route)
+                else:
+                    answer.set_result(route)
