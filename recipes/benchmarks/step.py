@@ -8,17 +8,21 @@
 *training*: stock verl on the CPU with a tiny policy (or `--model`), GRPO, as in the quickstart. One training, in which
 the reward path takes turns from step to step between verl's naive manager, the plugin, and the plugin with three rules
 per response (`step_arms.py`); three steps in a row have the same prompts, so differences are taken within these blocks.
-The policy's learning rate is next to nothing, so its work does not change on the way. Printed are the time that a step
-waits for scores when no response is left to come (*exposed*), the plugin's work at the step's boundary, and the paired
-difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy is the worst case: its steps are
-short. `--prompts` keeps those of a larger one short; what a step costs once counts for more then. The processor time of
-all processes in the step is compared likewise: what else runs on the machine lengthens a step, and hardly adds to that.
-If the interval holds the goal, the answer is "not decided", and the script says so.
+The policy's learning rate is next to nothing and all answers have their full length, so all steps have the same work.
+Printed are the time that a step waits for scores when no response is left to come (*exposed*), the plugin's work at the
+step's boundary, and the paired difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy
+is the worst case: its steps are short. `--prompts` keeps those of a larger one short; what a step costs once counts for
+more then. The processor time of all processes in the step is compared likewise: what else runs on the machine lengthens
+a step, and hardly adds to that. If the interval holds the goal, the answer is "not decided", and the script says so.
 
 *scaling*: no policy. verl's own reward workers in a Ray of two nodes on this machine get the same responses (answers of
 real models to GSM8K) as fast as they take them: 1, 2 and 4 workers on one node, 2 and 4 on two. The clock stops when
 all scores are back and, with the plugin, in the ledger. Arms and settings take turns in rounds; the first round is left
-out. *Scaling kept* is the plugin's gain over its one worker, in shares of the naive manager's.
+out. *Scaling kept* is the plugin's gain over its one worker, in shares of the naive manager's. Where cores are fewer
+than processes that want one, that says less of the plugin than of the cores: one worker with its process for rules and
+the service keeps two of them busy already. So the processor time of all processes per response is compared, too, over
+its own with one worker: what grows there grows with the workers on any machine. *Service* is the part of it that no
+further worker shares.
 """
 
 from __future__ import annotations
@@ -55,10 +59,14 @@ GOALS = {
     "plugin_processor_added_share_high": f"< {GOAL}",
     "scaling_kept_4_high": ">= 1",
     "scaling_kept_4_over_2_nodes_high": ">= 1",
+    "processor_growth_4_low": "<= 1",
+    "processor_growth_4_over_2_nodes_low": "<= 1",
     "differences": 0,
     "missing_rows": 0,
 }
 GROUP = 8
+SERVICE = "ray::Service"
+"""How Ray names the process of the service."""
 Figures = dict[str, float]
 
 
@@ -110,6 +118,7 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
         f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
         f"actor_rollout_ref.rollout.n={GROUP}",
         "actor_rollout_ref.actor.optim.lr=1e-9",
+        "actor_rollout_ref.rollout.ignore_eos=True",  # all steps have the same work to do
         f"actor_rollout_ref.model.path={model}",
         f"data.train_files={folder}/train.parquet",
         f"data.val_files={folder}/train.parquet",
@@ -176,12 +185,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def scaling(folder: Path, args: argparse.Namespace) -> Figures:
     """Reward workers in a Ray of two nodes, arm by arm and setting by setting in rounds."""
+    import psutil
     import ray
     from dispatch import ANSWERS, response
     from hydra import compose, initialize_config_module
     from ray.cluster_utils import Cluster
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    from step_arms import ARMS, arm_of
+    from step_arms import ARMS, arm_of, processor_s
     from transformers import AutoTokenizer
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
 
@@ -227,30 +237,43 @@ def scaling(folder: Path, args: argparse.Namespace) -> Figures:
                 made.append(item)
         return made
 
-    async def measure(workers: Sequence[Any], step: int) -> tuple[float, list[float]]:
-        """Responses per second, and the scores."""
+    def service_s() -> float:
+        """Processor time of the service of this run so far, in seconds."""
+        found = [
+            one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [""])[0].startswith(SERVICE)
+        ]
+        return sum(sum(one.cpu_times()[:2]) for one in found if os.getsid(one.pid) == os.getsid(0))
+
+    async def measure(workers: Sequence[Any], step: int) -> tuple[Figures, list[float]]:
+        """Responses per second, processor time per response in ms, of it the service's, and the scores."""
         items = [(workers[dice.randrange(len(workers))], item) for item in batch(step)]
-        start = time.perf_counter()
+        spent, of_service, start = processor_s(), service_s(), time.perf_counter()
         results = await asyncio.gather(*(worker.compute_score.remote(item) for worker, item in items))
         if arm_of(step) != "naive":
             await asyncio.gather(*(worker.flush.remote() for worker in workers))
-        return len(items) / (time.perf_counter() - start), [result["reward_score"] for result in results]
+        seconds, ms = time.perf_counter() - start, 1000 / len(items)
+        figures = {
+            "per_s": len(items) / seconds,
+            "processor_ms": (processor_s() - spent) * ms,
+            "service_ms": (service_s() - of_service) * ms,
+        }
+        return figures, [result["reward_score"] for result in results]
 
-    async def rounds(settings: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dict[str, list[float]]], int]:
-        speeds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in settings}
+    async def rounds(settings: Mapping[str, Sequence[Any]]) -> tuple[dict[str, dict[str, list[Figures]]], int]:
+        found: dict[str, dict[str, list[Figures]]] = {name: defaultdict(list) for name in settings}
         values: dict[str, list[float]] = {}
         differences, block = 0, 0
         for number in track(range(args.rounds + 1), "scaling", console=Console(stderr=True), transient=True):
             for name, workers in settings.items():
                 for step in range(block * len(ARMS) + 1, (block + 1) * len(ARMS) + 1):
                     arm = arm_of(step)
-                    speed, scored = await asyncio.wait_for(measure(workers, step), 300)
+                    measured, scored = await asyncio.wait_for(measure(workers, step), 300)
                     if arm != "several":  # the same rule, whoever asks it
                         differences += scored != values.setdefault("same", scored)
                     if number:
-                        speeds[name][arm].append(speed)
+                        found[name][arm].append(measured)
                 block += 1
-        return speeds, differences
+        return found, differences
 
     with tempfile.TemporaryDirectory(prefix="r", dir="/tmp", ignore_cleanup_errors=True) as short:
         os.environ["RAY_TMPDIR"] = short
@@ -271,26 +294,28 @@ def scaling(folder: Path, args: argparse.Namespace) -> Figures:
                 made[node] = [actor.options(scheduling_strategy=place).remote(config) for _ in range(count)]
             first, other = made.values()
             settings = {name: [*first[:here], *other[:there]] for name, (here, there) in WORKERS.items()}
-            speeds, differences = asyncio.run(rounds(settings))
+            found, differences = asyncio.run(rounds(settings))
         finally:
             ray.shutdown()
             cluster.shutdown()
             os.environ.pop("RAY_TMPDIR")
     figures: Figures = {"rounds": args.rounds, "differences": differences}
-    for name, of_arm in speeds.items():
-        for arm, found in of_arm.items():
-            figures[f"{arm}_per_s_{name}"] = statistics.median(found)
-        ratio = [one / base for one, base in zip(of_arm["plugin"], of_arm["naive"], strict=True)]
-        figures[f"plugin_to_naive_{name}"] = statistics.median(ratio)
-    alone = [plugin / naive for plugin, naive in zip(speeds["1"]["plugin"], speeds["1"]["naive"], strict=True)]
-    for name in list(speeds)[1:]:
-        of_arm = speeds[name]
-        kept = [
-            plugin / naive / before
-            for plugin, naive, before in zip(of_arm["plugin"], of_arm["naive"], alone, strict=True)
-        ]
-        for end, value in zip(("", "_low", "_high"), interval(kept), strict=True):
-            figures[f"scaling_kept_{name}{end}"] = value
+    for name, of_arm in found.items():
+        for arm, measured in of_arm.items():
+            for what in measured[0] if arm != "naive" else ("per_s", "processor_ms"):
+                figures[f"{arm}_{what}_{name}"] = statistics.median(one[what] for one in measured)
+
+    def to_naive(name: str, what: str) -> list[float]:
+        """The plugin's in shares of the naive manager's, round by round."""
+        return [one[what] / base[what] for one, base in zip(found[name]["plugin"], found[name]["naive"], strict=True)]
+
+    for name in found:
+        figures[f"plugin_to_naive_{name}"] = statistics.median(to_naive(name, "per_s"))
+    for name in list(found)[1:]:
+        for says, what in (("scaling_kept", "per_s"), ("processor_growth", "processor_ms")):
+            kept = [here / alone for here, alone in zip(to_naive(name, what), to_naive("1", what), strict=True)]
+            for end, value in zip(("", "_low", "_high"), interval(kept), strict=True):
+                figures[f"{says}_{name}{end}"] = value
     return figures
 
 
@@ -313,6 +338,10 @@ def verdict(figures: Figures) -> tuple[bool, list[str]]:
             ok &= high >= 1
             how = "no worse" if low >= 1 else "worse" if high < 1 else "not decided"
             said.append(f"scaling to {name.replace('_', ' ')} workers: {low:.2f} to {high:.2f} of naive's: {how}")
+            low, high = figures[f"processor_growth_{name}_low"], figures[f"processor_growth_{name}_high"]
+            ok &= low <= 1
+            how = "no worse" if high <= 1 else "worse" if low > 1 else "not decided"
+            said.append(f"... processor time per response: {low:.2f} to {high:.2f} of how naive's grows: {how}")
     ok &= figures.get("differences", 0) == 0
     return bool(ok), said
 

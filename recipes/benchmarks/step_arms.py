@@ -73,6 +73,10 @@ class Arms(RewardManagerBase):
         """Returns when the ledger has all rows."""
         await self._of_rlar.flush()
 
+    def sending(self) -> bool:
+        """See `RlarRewardManager.sending`."""
+        return self._of_rlar.sending()
+
 
 class ArmsAgentLoopManager(RlarAgentLoopManager):
     """The plugin's, but at the steps of verl's own arm verl's."""
