@@ -193,6 +193,22 @@ def test_a_degenerate_answer_satisfies_nothing_not_even_what_only_forbids(respon
     assert verdict.details["loose"] == 0.0
 
 
+def test_a_prompt_that_is_handed_back_satisfies_nothing() -> None:
+    prompt = "Write one sentence about a village. At the end add a postscript with P.S."
+    extra = {"instruction_id_list": ["detectable_content:postscript"], "kwargs": [{"postscript_marker": "P.S."}]}
+    query = Query(messages=(Message(role="user", content=prompt),), extra=extra)
+
+    def said(response: str) -> Verdict:
+        return instruction_constraints(Sample(query=query, response=response))
+
+    for response in (prompt, f"  **{prompt.upper()}**\n", f"<think>Hm.</think>{prompt}"):
+        verdict = said(response)
+        assert verdict.value == verdict.details["loose"] == 0.0
+        assert "repeats the prompt" in verdict.reason
+    assert said("A village slept. P.S. It snowed.").value == 1.0
+    assert said(f"{prompt} It snowed.").value == 1.0  # says something
+
+
 def test_an_answer_of_one_real_word_is_not_degenerate() -> None:
     assert score("positive", ("punctuation:no_comma", {})).value == 1.0
     assert score("是", ("punctuation:no_comma", {})).value == 1.0

@@ -12,8 +12,9 @@ accuracy), ``loose`` and ``loose_all`` (the same share and conjunction under IFE
 counts when it holds without the first line, the last line, both, or the asterisks).
 
 The answer is the response without its thinking (`answer_of`). A degenerate answer satisfies nothing, not even what
-forbids or limits only ("no commas"): one without any letter or digit, of a single character again and again, or of the
-same word at least three times and nothing else.
+forbids or limits only ("no commas"): one without any letter or digit, of a single character again and again, of the
+same word at least three times and nothing else, or of the prompt's own words and no other. For the sentence that asks
+for a postscript names it, and a policy does learn to hand it back (`recipes/multitask_cpu`).
 
 Where IFEval's program and IFEval's sentence differ, the sentence counts; each such difference is listed, with real
 cases, by ``recipes/benchmarks/rules.py``:
@@ -93,6 +94,8 @@ def instruction_constraints(sample: Sample) -> Verdict:
     try:
         constraints = constraints_of(sample.query.extra)
         answer = answer_of(sample.response).replace("\r\n", "\n")
+        parrots = _repeats(answer, sample.query.prompt)
+        answer = "" if parrots else answer
         strict = [satisfies(answer, constraint) for constraint in constraints]
         loose = list(strict)
         for variant in _loosened(answer) if not all(strict) and len(answer) <= LOOSE_SIZE else ():
@@ -107,6 +110,7 @@ def instruction_constraints(sample: Sample) -> Verdict:
     broken = [name for name, kept in details.items() if not kept]
     details |= {"all": float(all(strict)), "loose": sum(loose) / len(loose), "loose_all": float(all(loose))}
     reason = f"{sum(strict)} of {len(strict)} satisfied" + (f"; not: {', '.join(broken)}" if broken else "")
+    reason += "; it repeats the prompt and says no more" if parrots else ""
     return Verdict(value=sum(strict) / len(strict), reason=reason, details=details)
 
 
@@ -222,6 +226,12 @@ def _is_degenerate(text: str) -> bool:
             return False
         first, number = word, number + 1
     return number == 0 or number >= 3 or (len(set(first)) == 1 and not _spaceless(first[0]) and not first.isdigit())
+
+
+def _repeats(answer: str, prompt: str) -> bool:
+    """Whether an answer has the words of the prompt and no other."""
+    words = _WORD.findall(answer.lower())
+    return bool(words) and words == _WORD.findall(prompt.lower())
 
 
 def _spaceless(char: str) -> bool:
