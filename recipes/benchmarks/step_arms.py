@@ -88,16 +88,27 @@ class ArmsAgentLoopManager(RlarAgentLoopManager):
             super().generate_sequences(prompts)
 
 
-def processor_s() -> float:
-    """Processor time of all living processes of this session so far, in seconds: the trainer, Ray, all workers."""
-    spent, session = 0.0, os.getsid(0)
-    for process in psutil.process_iter():
+OURS = ("ray::RewardLoopWorker", "ray::Service")
+"""How Ray names the processes that score: verl's reward workers, and the plugin's service."""
+
+
+def processor_s() -> tuple[float, float]:
+    """Processor time so far, in seconds: of all living processes of this session (the trainer, Ray, all workers), and
+    of those that score, with their children."""
+    spent: dict[int, float] = {}
+    parents: dict[int, int] = {}
+    scoring: set[int] = set()
+    for process in psutil.process_iter(["cmdline", "ppid"]):
         try:
-            if os.getsid(process.pid) == session:
-                spent += sum(process.cpu_times()[:2])
+            if os.getsid(process.pid) == os.getsid(0):
+                spent[process.pid] = sum(process.cpu_times()[:2])
+                parents[process.pid] = process.info["ppid"]
+                if (process.info["cmdline"] or [""])[0].startswith(OURS):
+                    scoring.add(process.pid)
         except (psutil.Error, OSError):  # it has ended meanwhile
             continue
-    return spent
+    of_scoring = [seconds for pid, seconds in spent.items() if pid in scoring or parents[pid] in scoring]
+    return sum(spent.values()), sum(of_scoring)
 
 
 @register_trainer("rlar_arms")
@@ -115,10 +126,12 @@ class ArmsTrainer(RlarTrainerSync):
             super(_Rlar, self)._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
         else:
             super()._compute_metrics(batch, metrics, timing_raw, global_steps, epoch)
+        everything, scoring = (now - before for now, before in zip(processor_s(), self._spent, strict=True))
         line = {
             "step": global_steps,
             "seconds": time.perf_counter() - self._began,
-            "processor": processor_s() - self._spent,
+            "processor": everything,
+            "scoring": scoring,
             "boundary": float(metrics.get("rlar/boundary_s", 0.0)),
         }
         with open(Path(self.config.trainer.default_local_dir) / STEPS, "a") as file:
