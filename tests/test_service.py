@@ -261,10 +261,14 @@ async def test_what_is_asked_during_a_call_goes_together_in_the_next_one(tmp_pat
     assert [len(call) for call in calls] == [1, 9]
 
 
-async def test_a_question_that_fails_fails_alone_and_a_call_that_fails_fails_for_all_in_it() -> None:
-    cache, works = RouteCache(SlowRouter(fails_first=True)), True
+async def test_a_question_that_fails_fails_alone_and_a_call_that_fails_fails_for_all_who_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache, works, asks = RouteCache(SlowRouter(fails_first=True)), True, 0
 
     async def ask(asked: Sequence[Question]) -> list[Route | BaseException]:
+        nonlocal asks
+        asks += 1
         if not works:
             raise ServiceUnreachable("gone")
         return await asyncio.gather(*(cache.route(*one) for one in asked), return_exceptions=True)
@@ -278,7 +282,11 @@ async def test_a_question_that_fails_fails_alone_and_a_call_that_fails_fails_for
     first, second = await both()
     assert isinstance(first, LedgerError) and isinstance(second, Route)
     works = False
+    asks = 0
     assert [type(one) for one in await both()] == [ServiceUnreachable] * 2
+    monkeypatch.setattr(service, "ROUTES_PER_CALL", 1)  # those that wait for another call do not wait for it in vain
+    assert [type(one) for one in await both()] == [ServiceUnreachable] * 2
+    assert asks == 2
     works = True
     assert all(isinstance(one, Route) for one in await both())
 

@@ -814,7 +814,7 @@ def await_rows(workers: Sequence[Any], timeout_s: float) -> None:
     try:
         while time.monotonic() < end:
             asked = [worker.__ray_call__.remote(_sending) for worker in workers]
-            if not any(ray.get(asked, timeout=timeout_s)):
+            if not any(ray.get(asked, timeout=max(1.0, end - time.monotonic()))):
                 return
             time.sleep(0.02)
     except ray.exceptions.RayError as error:
@@ -831,7 +831,8 @@ class RouteCalls:
     next one.
 
     Args:
-        ask: Answers some questions, each with a route or with what is to be raised; or raises it for all.
+        ask: Answers some questions, each with a route or with what is to be raised; or raises it for all, and for
+            those that wait.
     """
 
     def __init__(self, ask: Callable[[Sequence[Question]], Awaitable[Sequence[Route | BaseException]]]) -> None:
@@ -852,7 +853,9 @@ class RouteCalls:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), ROUTES_PER_CALL))]
             try:
                 found = await self._ask([question for question, _ in batch])
-            except Exception as error:
+            except Exception as error:  # nobody waits for a second call that would fail in the same way
+                batch += self._waiting
+                self._waiting.clear()
                 found = [error] * len(batch)
             for (_, answer), route in zip(batch, found, strict=True):
                 if answer.done():  # whoever asked has given up

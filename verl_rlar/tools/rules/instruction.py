@@ -13,8 +13,8 @@ counts when it holds without the first line, the last line, both, or the asteris
 
 The answer is the response without its thinking (`answer_of`). A degenerate answer satisfies nothing, not even what
 forbids or limits only ("no commas"): one without any letter or digit, of a single character again and again, of the
-same word at least three times and nothing else, or of the prompt's own words and no other. For the sentence that asks
-for a postscript names it, and a policy does learn to hand it back (`recipes/multitask_cpu`).
+same word at least three times and nothing else, or of the prompt's own words and no other: the sentence that asks for a
+title in brackets shows one, and a policy does learn to hand it back (`recipes/multitask_cpu`).
 
 Where IFEval's program and IFEval's sentence differ, the sentence counts; each such difference is listed, with real
 cases, by ``recipes/benchmarks/rules.py``:
