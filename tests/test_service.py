@@ -296,7 +296,7 @@ async def test_rows_wait_for_a_service_that_is_slow_until_somebody_hurries(monke
     monkeypatch.setattr(service, "LONGEST_PAUSE_S", 1e6)
     client = Client.__new__(Client)  # without its actor
     client._config, client._rows, client._sender = RlarConfig(), deque(), None
-    client._hurry, client._pause_s, sent = asyncio.Event(), 0.0, []
+    client._pause_s, sent = 0.0, []
 
     async def call(method: str, rows: list[Row], *, timeout_s: float) -> None:
         sent.append([row.sample.session for row in rows])
@@ -317,6 +317,13 @@ async def test_rows_wait_for_a_service_that_is_slow_until_somebody_hurries(monke
     assert len(sent) == 2
     await asyncio.wait_for(client.flush(), 60)
     assert sent == [[0], [1, 2], [3]]
+
+    async def later() -> None:
+        client.record(make_row(uid="g", session=4))
+        await asyncio.wait_for(client.flush(), 60)
+
+    await asyncio.to_thread(asyncio.run, later())  # in an event loop of its own
+    assert sent == [[0], [1, 2], [3], [4]]
 
 
 async def test_the_route_of_a_query_is_the_same_whatever_the_data_set_is_called(tmp_path: Path) -> None:

@@ -613,7 +613,8 @@ def _seen(score: ToolScore) -> dict[str, Any]:
 
 
 class Client:
-    """A process's access to the service. Made when the service answers. Use from one event loop, but for `begin_step`.
+    """A process's access to the service. Made when the service answers. Use from one event loop at a time, but for
+    `begin_step`.
 
     Args:
         config: The settings of the run; whoever comes first starts the service with them.
@@ -636,8 +637,8 @@ class Client:
         self._sources: dict[str, str] = {}
         self._routes = RouteCache(RouteCalls(self._ask_routes))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)
-        self._hurry = asyncio.Event()
         self._pause_s = 0.0
+        self._hurry: asyncio.Event
         self._sender: asyncio.Task[None] | None = None
 
     async def at(self, step: int) -> Snapshot:
@@ -697,6 +698,7 @@ class Client:
             logger.error("the ledger is behind by %d rows, the oldest is lost; see earlier warnings", ROWS_WAITING)
         self._rows.append(row)
         if self._sender is None or self._sender.done():
+            self._hurry = asyncio.Event()
             self._sender = asyncio.get_running_loop().create_task(self._send())
 
     def sending(self) -> bool:
@@ -781,7 +783,6 @@ class Client:
                 await asyncio.sleep(1.0)
             else:
                 self._pause_s = min(LONGEST_PAUSE_S, PAUSE * (loop.time() - began))
-        self._hurry.clear()
 
     async def _ask_routes(self, asked: Sequence[Question]) -> list[Route | BaseException]:
         found = await self._call("routes", asked, timeout_s=self._config.service_timeout_s)
