@@ -20,10 +20,9 @@ import asyncio
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Protocol
-
-from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt
 
 from verl_rlar.config import ScoringConfig
 from verl_rlar.errors import ToolError, ToolUnavailable
@@ -108,15 +107,13 @@ class Scorer:
         )
 
     async def _run(self, spec: ToolSpec, sample: Sample) -> Verdict:
-        retrying = AsyncRetrying(
-            stop=stop_after_attempt(1 + self._config.retries),
-            retry=retry_if_exception_type(ConnectionError),
-            reraise=True,
-        )
         runner, what = self._runner_of(spec)
         if runner is None:
             raise ToolUnavailable(f"{spec.name}: there is no {what}")
-        return await retrying(runner.run, spec, sample)
+        for _ in range(self._config.retries):
+            with suppress(ConnectionError):
+                return await runner.run(spec, sample)
+        return await runner.run(spec, sample)
 
     def _runner_of(self, spec: ToolSpec) -> tuple[Runner | None, str]:
         """What runs a tool, and what is missing if nothing does."""

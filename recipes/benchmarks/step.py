@@ -69,8 +69,6 @@ GOALS = {
     "missing_rows": 0,
 }
 GROUP = 8
-SERVICE = "ray::Service"
-"""How Ray names the process of the service."""
 Figures = dict[str, float]
 
 
@@ -196,13 +194,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def scaling(folder: Path, args: argparse.Namespace) -> Figures:
     """Reward workers in a Ray of two nodes, arm by arm and setting by setting in rounds."""
-    import psutil
     import ray
     from dispatch import ANSWERS, response
     from hydra import compose, initialize_config_module
     from ray.cluster_utils import Cluster
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-    from step_arms import ARMS, arm_of, processor_s
+    from step_arms import ARMS, SERVICE, arm_of, processor_s
     from transformers import AutoTokenizer
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
 
@@ -248,25 +245,19 @@ def scaling(folder: Path, args: argparse.Namespace) -> Figures:
                 made.append(item)
         return made
 
-    def service_s() -> float:
-        """Processor time of the service of this run so far, in seconds."""
-        found = [
-            one for one in psutil.process_iter(["cmdline"]) if (one.info["cmdline"] or [""])[0].startswith(SERVICE)
-        ]
-        return sum(sum(one.cpu_times()[:2]) for one in found if os.getsid(one.pid) == os.getsid(0))
-
     async def measure(workers: Sequence[Any], step: int) -> tuple[Figures, list[float]]:
         """Responses per second, processor time per response in ms, of it the service's, and the scores."""
         items = [(workers[dice.randrange(len(workers))], item) for item in batch(step)]
-        spent, of_service, start = processor_s()[0], service_s(), time.perf_counter()
+        before, start = processor_s((SERVICE,)), time.perf_counter()
         results = await asyncio.gather(*(worker.compute_score.remote(item) for worker, item in items))
         if arm_of(step) != "naive":
             await asyncio.gather(*(worker.flush.remote() for worker in workers))
         seconds, ms = time.perf_counter() - start, 1000 / len(items)
+        everything, of_service = (now - then for now, then in zip(processor_s((SERVICE,)), before, strict=True))
         figures = {
             "per_s": len(items) / seconds,
-            "processor_ms": (processor_s()[0] - spent) * ms,
-            "service_ms": (service_s() - of_service) * ms,
+            "processor_ms": everything * ms,
+            "service_ms": of_service * ms,
         }
         return figures, [result["reward_score"] for result in results]
 

@@ -88,27 +88,28 @@ class ArmsAgentLoopManager(RlarAgentLoopManager):
             super().generate_sequences(prompts)
 
 
-OURS = ("ray::RewardLoopWorker", "ray::Service")
+SERVICE = "ray::Service"
+OURS = ("ray::RewardLoopWorker", SERVICE)
 """How Ray names the processes that score: verl's reward workers, and the plugin's service."""
 
 
-def processor_s() -> tuple[float, float]:
+def processor_s(names: tuple[str, ...] = OURS) -> tuple[float, float]:
     """Processor time so far, in seconds: of all living processes of this session (the trainer, Ray, all workers), and
-    of those that score, with their children."""
+    of those whose name begins so, with their children."""
     spent: dict[int, float] = {}
     parents: dict[int, int] = {}
-    scoring: set[int] = set()
+    named: set[int] = set()
     for process in psutil.process_iter(["cmdline", "ppid"]):
         try:
             if os.getsid(process.pid) == os.getsid(0):
                 spent[process.pid] = sum(process.cpu_times()[:2])
                 parents[process.pid] = process.info["ppid"]
-                if (process.info["cmdline"] or [""])[0].startswith(OURS):
-                    scoring.add(process.pid)
+                if (process.info["cmdline"] or [""])[0].startswith(names):
+                    named.add(process.pid)
         except (psutil.Error, OSError):  # it has ended meanwhile
             continue
-    of_scoring = [seconds for pid, seconds in spent.items() if pid in scoring or parents[pid] in scoring]
-    return sum(spent.values()), sum(of_scoring)
+    of_named = [seconds for pid, seconds in spent.items() if pid in named or parents[pid] in named]
+    return sum(spent.values()), sum(of_named)
 
 
 @register_trainer("rlar_arms")
