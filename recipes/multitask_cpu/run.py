@@ -195,19 +195,21 @@ def gains(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarise(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """By arm: gains, differences to `static` by seed, costs and signs of gaming."""
+    """By arm: gains, differences to `static` and of `rlar` to it by seed, costs and signs of gaming."""
     by_arm: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
     for result in results:
         by_arm[result["arm"]][result["seed"]] = result
-    static = {seed: gains(result) for seed, result in by_arm.get("static", {}).items()}
+    gained = {arm: {seed: gains(result) for seed, result in of.items()} for arm, of in by_arm.items()}
     found: dict[str, Any] = {}
     for arm in (arm for arm in ARMS if arm in by_arm):
-        mine = {seed: gains(result) for seed, result in by_arm[arm].items()}
+        mine = gained[arm]
         of: dict[str, Any] = {"seeds": sorted(mine)}
         for name in (*FAMILIES, "overall"):
             of[name] = mean_of([gain[name] for gain in mine.values()])
-        if both := sorted(mine.keys() & static.keys()):
-            of["above_static"] = mean_of([mine[seed]["overall"] - static[seed]["overall"] for seed in both])
+        for name, high, low in (("above_static", arm, "static"), ("rlar_above", "rlar", arm)):
+            upper, lower = gained.get(high, {}), gained.get(low, {})
+            if both := sorted(upper.keys() & lower.keys()):
+                of[name] = mean_of([upper[seed]["overall"] - lower[seed]["overall"] for seed in both])
         for name in ("step_s", "kl", "tokens"):
             of[name] = statistics.fmean(result.get(name, 0) for result in by_arm[arm].values())
         exposed = [result["exposed_s"] for result in by_arm[arm].values() if "exposed_s" in result]
@@ -228,9 +230,8 @@ def show(summary: Mapping[str, Any], console: Console) -> None:
     table = Table("gain", *summary, box=None)
     for name in (*FAMILIES, "overall"):
         table.add_row(name, *(cell(of[name]) for of in summary.values()))
-    table.add_row(
-        "above static", *(cell(of["above_static"]) if "above_static" in of else "-" for of in summary.values())
-    )
+    for name, label in (("above_static", "above static"), ("rlar_above", "rlar above it")):
+        table.add_row(label, *(cell(of[name]) if name in of else "-" for of in summary.values()))
     table.add_section()
     rows = {"seeds": lambda of: ", ".join(map(str, of["seeds"]))}
     rows |= {sign: lambda of, sign=sign: f"{of[sign]:.{0 if sign == 'words' else 2}f}" for sign in SIGNS}
