@@ -303,9 +303,13 @@ async def test_rows_wait_for_a_service_that_is_slow_until_somebody_hurries(monke
         await asyncio.sleep(0.01)
 
     client._call = call  # type: ignore[assignment]
+
+    async def first() -> None:
+        while not sent:
+            await asyncio.sleep(0)
+
     client.record(make_row(uid="g", session=0))
-    while not sent:
-        await asyncio.sleep(0)
+    await asyncio.wait_for(first(), 60)
     client.record(make_row(uid="g", session=1))
     await asyncio.sleep(10 * client._config.ledger.flush_s)
     client.record(make_row(uid="g", session=2))
