@@ -15,7 +15,8 @@ after the last one, verl answers held-out prompts, and `graders.py` grades these
 were given first for a seed count for all its arms, as all begin with the same policy.
 
 *Gain* is the grade after less the grade before, by prompt. The table has, for each arm, the mean over its seeds with a
-95 % t interval by family and overall (families with equal weight), and the difference to `static`, paired by seed.
+95 % t interval by family and overall (families with equal weight), and the differences to `static` and of `rlar` to it,
+paired by seed.
 
 Guarantees: the same arguments give the same data and, for a seed, the same order in all arms; a results folder that was
 made with other settings is refused, and so is a run that is under way; what ends this process ends the training.
