@@ -3,11 +3,13 @@
 
     python recipes/benchmarks/step.py                      # both sections: some ten minutes
     python recipes/benchmarks/step.py --only training --blocks 14 --model FOLDER --prompts 2
+    python recipes/benchmarks/step.py --only training --gpu --arms naive,plugin --model FOLDER --prompts 16 --tokens 256
     python recipes/benchmarks/step.py --quick --json       # mechanics only; prints one object last
 
 *training*: stock verl on the CPU with a tiny policy (or `--model`), GRPO, as in the quickstart. One training, in which
 the reward path takes turns from step to step between verl's naive manager, the plugin, and the plugin with three rules
-per response (`step_arms.py`); three steps in a row have the same prompts, so differences are taken within these blocks.
+per response (`step_arms.py`); the steps in a row that make a block, one of each arm, have the same prompts, so
+differences are taken within blocks.
 The policy's learning rate is next to nothing and all answers have their full length, so all steps have the same work.
 Printed are the time that a step waits for scores when no response is left to come (*exposed*), the plugin's work at the
 step's boundary, and the paired difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy
@@ -52,7 +54,10 @@ from rich.table import Table
 HERE = Path(__file__).resolve().parent
 QUICKSTART = HERE.parent / "quickstart"
 MODULES = "verl_rlar.plugin,verl_rlar.modes,step_arms"
+ALL_ARMS = ("naive", "plugin", "several")
 SEVERAL = "{columns: [several], parts: [{tool: final_answer}, {tool: exact_match}, {tool: token_f1}]}"
+ON_GPU = ("trainer.device=cuda", "actor_rollout_ref.rollout.max_num_seqs=256", "reward.num_workers=8")
+"""verl's settings there; its number of reward workers is 8 where nothing is said."""
 GOAL = 0.02
 """Largest share of a step that the plugin may add."""
 WORKERS = {"1": (1, 0), "2": (2, 0), "4": (4, 0), "2_over_2_nodes": (1, 1), "4_over_2_nodes": (2, 2)}
@@ -109,6 +114,7 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
 
     prompts = args.prompts or (2 if args.quick else 8)
     model = Path(args.model) if args.model else build_tiny(folder / "model")
+    at_once = min(64 if args.gpu else 32, prompts * GROUP)
     pandas.DataFrame(list(rows(args.blocks, prompts))).to_parquet(folder / "train.parquet")
     steps = args.blocks * len(ARMS)
     overrides = [
@@ -116,8 +122,10 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
         *quickstart.TINY.overrides,
         f"data.train_batch_size={prompts}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={prompts}",
-        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
-        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={min(32, prompts * GROUP)}",
+        f"data.max_response_length={args.tokens}",
+        f"actor_rollout_ref.rollout.max_model_len={480 + args.tokens}",
+        f"actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu={at_once}",
+        f"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu={at_once}",
         f"actor_rollout_ref.rollout.n={GROUP}",
         "actor_rollout_ref.actor.optim.lr=1e-9",
         "actor_rollout_ref.rollout.ignore_eos=True",  # all steps have the same work to do
@@ -128,13 +136,17 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
         f"trainer.total_training_steps={steps}",
         *("trainer.resume_mode=disable", "trainer.val_before_train=False"),
         *("trainer.test_freq=-1", "trainer.save_freq=-1", f"hydra.run.dir={folder}/hydra"),
-        *("reward.num_workers=2", "rlar.sandbox.backend=none", f"+rlar.routing.routes.several={SEVERAL}"),
+        *("rlar.sandbox.backend=none", f"+rlar.routing.routes.several={SEVERAL}"),
         *("reward.reward_manager.name=Arms", "reward.reward_manager.module.path=pkg://step_arms"),
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class=step_arms.ArmsAgentLoopManager",
         "trainer.v1.trainer_mode=rlar_arms",
-        f"ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{MODULES}'",
+        *(ON_GPU if args.gpu else ("reward.num_workers=2",)),
     ]
-    os.environ["VERL_USE_EXTERNAL_MODULES"] = MODULES  # the driver wants them, too
+    modules = MODULES + (",verl_rlar.cpu.one_gpu" if args.gpu else "")
+    overrides.append(f"ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES='{modules}'")
+    os.environ["VERL_USE_EXTERNAL_MODULES"] = modules  # the driver wants them, too
+    if args.gpu:
+        os.environ.setdefault("VERL_PLATFORM", "nvidia")
     train(overrides, folder, steps=steps, console=Console(stderr=True))
 
     seconds = {line["step"]: line for line in lines(folder / STEPS)}
@@ -355,13 +367,20 @@ def verdict(figures: Figures) -> tuple[bool, list[str]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("training", "scaling"), help="one section")
-    parser.add_argument("--blocks", type=int, help="blocks of three steps in training (default 30)")
+    parser.add_argument("--arms", default=",".join(ALL_ARMS), help="naive, and others after a comma (default all)")
+    parser.add_argument("--blocks", type=int, help="blocks in training, of a step for each arm (default 30)")
     parser.add_argument("--rounds", type=int, help="rounds of scaling (default 10)")
     parser.add_argument("--model", help="folder of the policy (default: a tiny one, built on the spot)")
     parser.add_argument("--prompts", type=int, help=f"of a step, each answered {GROUP} times (default 8)")
+    parser.add_argument("--tokens", type=int, default=32, help="of a response, all of the same length (default 32)")
+    parser.add_argument("--gpu", action="store_true", help="train on a GPU; the rollout is transformers', without vLLM")
     parser.add_argument("--quick", action="store_true", help="few small steps: mechanics, decides nothing")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args()
+    arms = args.arms.split(",")
+    if arms[0] != "naive" or len(set(arms)) != len(arms) or len(arms) < 2 or not {*arms} <= {*ALL_ARMS}:
+        parser.error(f"--arms {args.arms}: naive first, then {' or '.join(ALL_ARMS[1:])}, or both")
+    os.environ["STEP_ARMS"] = args.arms
     args.blocks = args.blocks or (3 if args.quick else 30)
     args.rounds = args.rounds or (2 if args.quick else 10)
     sys.path[:0] = [str(HERE), str(QUICKSTART)]

@@ -6,7 +6,8 @@
     several   the same, three rules for each response
 
 So all arms train the same policy in the same processes, and what changes from one step to the next is the arm alone.
-Each block of three steps has the same prompts, in an order that rotates. Loaded by ``VERL_USE_EXTERNAL_MODULES``.
+Each block, a step of each arm, has the same prompts, in an order that rotates. Loaded by
+``VERL_USE_EXTERNAL_MODULES``; `step.py` says in ``STEP_ARMS`` which arms there are.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.trainer import RlarAgentLoopManager
 from verl_rlar.types import Message, Query, Sample
 
-ARMS = ("naive", "plugin", "several")
+ARMS = tuple(os.environ["STEP_ARMS"].split(","))
 RESPONSES, STEPS = "responses.{}.jsonl", "steps.jsonl"
 """Files in the run folder: one of each reward worker, and the trainer's."""
 MANAGER = {"source": "importlib", "name": "Arms", "path": "pkg://step_arms"}
