@@ -113,7 +113,7 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
     from verl_rlar.ledger import read
 
     prompts = args.prompts or (2 if args.quick else 8)
-    model = Path(args.model) if args.model else build_tiny(folder / "model")
+    model = Path(args.model).resolve() if args.model else build_tiny(folder / "model")
     at_once = min(64 if args.gpu else 32, prompts * GROUP)
     pandas.DataFrame(list(rows(args.blocks, prompts))).to_parquet(folder / "train.parquet")
     steps = args.blocks * len(ARMS)
