@@ -103,7 +103,7 @@ def processor_s(names: tuple[str, ...] = OURS) -> tuple[float, float]:
     for process in psutil.process_iter(["cmdline", "ppid"]):
         try:
             if os.getsid(process.pid) == os.getsid(0):
-                spent[process.pid] = sum(process.cpu_times()[:2])
+                spent[process.pid] = sum(process.cpu_times()[:4])  # with that of children that have ended
                 parents[process.pid] = process.info["ppid"]
                 if (process.info["cmdline"] or [""])[0].startswith(names):
                     named.add(process.pid)

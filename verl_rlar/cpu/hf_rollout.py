@@ -67,7 +67,7 @@ def refuse_unsupported(config: Any, model: Any, gpus_per_node: int) -> None:
     lora = model.get("lora", None) or {}
     rollout, actor = "actor_rollout_ref.rollout", "actor_rollout_ref.model"
     checks = (
-        (gpus_per_node > 1, f"trainer.n_gpus_per_node={gpus_per_node}: there is one CPU; set it to 1"),
+        (gpus_per_node > 1, f"trainer.n_gpus_per_node={gpus_per_node}: it runs on one device; set it to 1"),
         (config.tensor_model_parallel_size > 1, f"{rollout}.tensor_model_parallel_size has to be 1"),
         (config.data_parallel_size > 1, f"{rollout}.data_parallel_size has to be 1"),
         (config.pipeline_model_parallel_size > 1, f"{rollout}.pipeline_model_parallel_size has to be 1"),
