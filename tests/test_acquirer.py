@@ -89,6 +89,18 @@ async def test_a_gap_that_is_large_enough_is_worked_on_once_in_a_while(
     assert len(started(tmp_path)) == 2
 
 
+async def test_routes_of_before_say_nothing_of_tools_that_went_live_since(tmp_path: Path) -> None:
+    acquirer = make_acquirer(tmp_path)
+    acquirer.begin_step(1, LIVE)
+    for _ in range(4):
+        acquirer.saw(row(Kind.OPEN, False))
+    acquirer.begin_step(2, Snapshot(tools=(TOOL, tool("found"))))  # which fills the gap
+    assert acquirer._task is None
+    acquirer.saw(row(Kind.OPEN, False))  # of step 1, and late
+    acquirer.begin_step(3, Snapshot(tools=(TOOL, tool("found"))))
+    assert acquirer._task is None and started(tmp_path) == []
+
+
 async def test_a_small_gap_or_one_that_nobody_can_fill_starts_nothing(tmp_path: Path) -> None:
     acquirer = make_acquirer(tmp_path)
     for covered in (False, True, True, True):

@@ -243,6 +243,22 @@ async def test_an_answer_that_is_none_is_asked_for_once_more_and_then_left(tmp_p
     assert bench.route(POEMS[0], 3).name == "a"
 
 
+async def test_no_answer_to_a_later_question_leaves_what_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LlmServer([text(answer()), text("sorry, I am busy"), text("still busy")]) as llm:
+        bench = Bench(tmp_path, llm.url)
+        bench.visit(POEMS[:4])
+        await bench.boundary(1)
+        await bench.boundary(2)
+        assert bench.route(POEMS[0], 2).name == "b"
+        monkeypatch.setitem(globals(), "SNAPSHOT", Snapshot(tools=(*SNAPSHOT.tools, tool("c"))))
+        for step in range(3, 160, 39):
+            await bench.boundary(step)
+        assert bench.route(POEMS[0], 159).name == "b"
+        assert len(llm.requests) == 3, "a question that got no answer is not asked for ever"
+
+
 async def test_the_tokens_of_a_run_are_kept_over_its_starts(tmp_path: Path) -> None:
     others = [make_query(f"List {n} facts: what do whales eat? Where do whales live? Why?", None) for n in range(4)]
     with LlmServer([text(answer(), usage=(3000, 100))]) as llm:

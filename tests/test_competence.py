@@ -95,6 +95,20 @@ def test_without_a_card_a_rule_is_trusted_and_any_other_tool_is_not() -> None:
         assert NOTHING.believe(tool("a", kind), Kind.OPEN).low < 0.1
 
 
+def test_an_exam_that_went_well_takes_no_queries_from_a_rule_and_one_that_went_badly_does() -> None:
+    query = make_query("Who wrote Faust?", "Johann Wolfgang von Goethe")
+    exact, f1 = BUILTIN.tool("exact_match"), BUILTIN.tool("token_f1")
+
+    def first(share: float, prompts: int = 40, unproven: tuple[str, ...] = ()) -> str:
+        cards = {exact.digest: card(exact, share=share, prompts=prompts, kind=Kind.SHORT_TEXT, unproven=unproven)}
+        return route(query, [exact, f1], gather([exact, f1], cards)).name
+
+    assert route(query, [exact, f1], NOTHING).name == "exact_match"
+    assert first(1.0) == "exact_match"
+    assert first(1.0, 5, ("short_text",)) == "exact_match", "too few answers take no trust away"
+    assert first(0.5) == "token_f1"
+
+
 def test_a_clusters_evidence_outweighs_its_kinds_however_much_there_is_of_that() -> None:
     spec = tool("a")
     known = Competence(records=(record(spec, 0.9, 5000), record(spec, 0.3, 60, cluster="open#2")))

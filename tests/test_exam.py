@@ -209,6 +209,25 @@ async def test_gold_that_fits_no_question_is_set_apart() -> None:
     assert {case.origin for case in evidence.cases if case.sort == "gold"} == {"row 99"}
 
 
+def test_labelled_answers_may_be_conversations() -> None:
+    """As in many sets of preferences: the prompt again, and the answer as the last turn."""
+
+    def cases(turn: bool) -> list[tuple[str, str, str]]:
+        made = []
+        for number, row in rows():
+            answers = {"chosen": row["reference"], "rejected": "I do not know."}
+            asked = {"role": "user", "content": row["prompt"]}
+            talks = {name: [asked, {"role": "assistant", "content": text}] for name, text in answers.items()}
+            made.append(
+                (number, {"prompt": row["prompt"], "reference": row["reference"], **(talks if turn else answers)})
+            )
+        found = gather(made, planted("good_number"), queries=10)
+        return sorted((case.sort, case.query.key, case.response) for case in found.cases)
+
+    assert cases(turn=True) == cases(turn=False)
+    assert any(response == "I do not know." for _, _, response in cases(turn=True))
+
+
 @one_loop
 async def test_rows_whose_labelled_answers_the_tools_in_place_reject_are_set_apart(hall: Hall) -> None:
     """The references are shifted by one row, so that the answers that people call right do not fit them."""

@@ -23,6 +23,7 @@ from conftest import make_sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verl_rlar.cli.score import live_tools
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, LibraryError, ToolUnavailable
 from verl_rlar.ledger import read as read_ledger
@@ -175,6 +176,19 @@ def test_a_rollback_brings_the_tool_back_that_was_replaced(library: Library) -> 
     assert {d: s.event for d, s in library.standings().items()} == {old: "live", new: "rolled_back"}
     with pytest.raises(LibraryError, match="neither live nor in the shadow"):
         library.append("rolled_back", new, by="watch", why="again", step=9, restores=old)
+
+
+def test_no_rollback_brings_a_tool_back_that_failed_its_latest_exam(library: Library) -> None:
+    old, new = take_in(library), take_in(library, version=2)
+    library.append("live", old, by="exam", why="passed", step=1)
+    library.append("live", new, by="exam", why="better", step=5, replaces=old)
+    assert library.may_return(old)
+    library.put_exam(old, card={"verdict": "rejected"}, text="", transcript=[], passed=False, by="exam", why="worse")
+    assert not library.may_return(old)
+    with pytest.raises(LibraryError, match="cannot come back, it did not pass its latest exam"):
+        library.append("rolled_back", new, by="watch", why="a canary flipped", step=8, restores=old)
+    library.append("rolled_back", new, by="watch", why="a canary flipped", step=8)
+    assert library.snapshot(8).tools == ()
 
 
 operations = st.lists(
@@ -471,6 +485,19 @@ def test_an_own_tool_that_cannot_be_used_is_refused_by_name(
     own_module("rlar_test_own_3", "final_answer")
     with pytest.raises(ConfigError, match=message):
         trusted_tools(RlarConfig(tools=(target,)))
+
+
+def test_scores_by_a_librarys_tools_say_which_own_rule_is_left_out(
+    tmp_path: Path, own_module: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = f"{own_module('rlar_test_own_4', 'loud')}:shouting"
+    named, unnamed = (RlarConfig(run_dir=str(tmp_path), tools=tools) for tools in ((target,), ()))
+    with Library(tmp_path / "library") as library:
+        library.begin(trusted_tools(named), "run")
+    assert "loud" in {tool.name for tool in live_tools(str(tmp_path), None, named)[0].tools}
+    assert capsys.readouterr().err == ""
+    assert "loud" not in {tool.name for tool in live_tools(str(tmp_path), None, unnamed)[0].tools}
+    assert f"loud is live there and left out here: add --set 'tools=[\"{target}\"]'" in capsys.readouterr().err
 
 
 def test_a_rule_whose_code_changed_does_not_answer_for_the_version_of_before() -> None:

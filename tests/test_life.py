@@ -138,6 +138,15 @@ def test_a_new_version_takes_the_place_of_the_old_one_and_gives_it_back_when_it_
     assert library.snapshot(5).tools[0].digest == new, "steps that are over stay as they were"
 
 
+def test_a_failing_version_goes_also_where_the_one_before_must_not_come_back(library: Library) -> None:
+    old, new = take_in(library), take_in(library, version=2)
+    library.append("live", old, by="exam", why="passed", step=0)
+    library.append("live", new, by="exam", why="better", step=1, replaces=old)
+    library.put_exam(old, card={"verdict": "rejected"}, text="", transcript=[], passed=False, by="exam", why="worse")
+    assert train(Life(LIFE), library, range(1, 10), new, broken, live=True).event == "rolled_back"
+    assert names(library, 9) == []
+
+
 def test_a_live_tool_that_gives_everybody_the_same_is_rolled_back_in_its_first_steps_only(library: Library) -> None:
     config = LIFE.model_copy(update={"saturated_queries": 12})
     for name, first, becomes in (("young", 1, "rolled_back"), ("grown", 30, "live")):

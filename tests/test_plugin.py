@@ -61,6 +61,30 @@ def test_every_group_file_composes_on_verls_own_configuration(composed: Callable
     assert settings.serving.placement == ("colocated" if more == "+rlar_placement=colocated" else "standalone")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "hinted"),
+    [
+        ((), False),
+        (("data.train_batch_size=1024", "actor_rollout_ref.rollout.n=16"), True),
+        (("data.train_batch_size=1024", "actor_rollout_ref.rollout.n=16", "reward.num_workers=17"), False),
+        (("data.train_batch_size=1024", "actor_rollout_ref.rollout.n=16", "rlar.scoring.on_unscored=neutral"), False),
+    ],
+)
+def test_more_responses_than_may_wait_for_siblings_are_said(
+    composed: Callable[..., DictConfig], overrides: tuple[str, ...], hinted: bool
+) -> None:
+    config = composed("+rlar=default", *overrides)
+    assert [
+        ("set reward.num_workers=17" in hint) for hint in plugin.room_for_waiting(config, plugin.check(config))
+    ] == [True] * hinted
+
+
+def test_ray_lets_as_many_calls_into_a_reward_worker_as_we_count_on() -> None:
+    from ray._common.ray_constants import DEFAULT_MAX_CONCURRENCY_ASYNC
+
+    assert plugin.CALLS_OF_A_WORKER == DEFAULT_MAX_CONCURRENCY_ASYNC
+
+
 def test_all_yaml_files_are_covered_by_the_tests() -> None:
     files = {str(path.relative_to(ROOT / "hydra_configs")) for path in (ROOT / "hydra_configs").rglob("*.yaml")}
     assert files == {"rlar/default.yaml", "rlar_device/cpu.yaml", "rlar_placement/colocated.yaml"}

@@ -241,6 +241,32 @@ def test_only_what_was_unscored_is_scored_again(tmp_path: Path) -> None:
     assert [one["new"]["reward"] for one in again["response"]] == [1, 0, 0, 0]
 
 
+def test_what_verl_got_then_is_what_the_ledger_says(tmp_path: Path, write_rule: Write) -> None:
+    """Not what today's settings would make of it: here `neutral` was 0, and a sibling came too late."""
+    config = settings(tmp_path, tools=["planted:same"], routing={"prefer": {"short_text": "same"}})
+    record(config, group(("Paris", "!same Paris"), step=1, uid="g"))
+    with Ledger(tmp_path / "rlar" / FILE_NAME, token="first") as ledger, read(tmp_path / "rlar") as db:
+        late = next(one for one in responses(db, 1, 1) if one.score.value is None)
+        assert late.sample is not None and late.route is not None
+        shared: dict[str, Any] = {"sent": 0.0, "sent_as": "neutral", "received": 1.0, "seconds": 0.1}
+        ledger.add([Row(sample=late.sample, route=late.route, score=late.score, **shared)])
+    found = rescored(tmp_path, "planted:same")
+    assert [one["old"]["reward"] for one in found["response"]] == [1.0, 0.0]
+    assert [one["old"]["advantage"] for one in found["response"]] == pytest.approx(advantages([1.0, 0.0]))
+    assert found["summary"][0]["old_mean"] == 0.5
+
+
+def test_a_tool_that_needs_a_reference_is_not_asked_without_one(tmp_path: Path, write_rule: Write) -> None:
+    record(settings(tmp_path), group(ANSWERS, step=1, uid="g", query=make_query("Tell me a story.", "")))
+    needs = write_rule("needs", "0.5", kinds="OPEN")
+    [summary] = rescored(tmp_path, needs)["summary"]
+    assert (summary["kept"], summary["rescored"]) == (4, 0)
+    assert "needs is not for queries without a reference" in rlar("rescore", str(tmp_path), "--tool", needs).stdout
+    without = write_rule("without", "0.5", kinds="OPEN", options="needs_reference=False")
+    assert rescored(tmp_path, without)["summary"][0]["rescored"] == 4
+    assert "4 responses of queries that not both are for" in rlar("diff", needs, without, "--run", str(tmp_path)).stdout
+
+
 def test_a_tool_that_fails_now_is_no_score_and_an_exit_code(run: Path) -> None:
     found = rescored(run, "planted:crashing", "--steps", "1", code=1)
     [summary] = found["summary"]
@@ -573,7 +599,7 @@ def test_two_tools_are_compared_on_the_responses_of_a_run(run: Path, write_rule:
     assert kind["pearson"] == pytest.approx(pearson(values))
     assert kind["kendall"] == pytest.approx(kendall([values]))
     shown = rlar("diff", "same", lenient, "--run", str(run)).stdout
-    assert "8 responses of kinds that not both are for" in shown and "response 'paris'" in shown
+    assert "8 responses of queries that not both are for" in shown and "response 'paris'" in shown
 
 
 def test_case_files_and_graded_tools_are_compared_within_the_tolerance(tmp_path: Path, write_rule: Write) -> None:

@@ -74,6 +74,32 @@ def test_a_reference_that_is_no_option_makes_it_abstain(reference: str | None) -
 
 
 @pytest.mark.parametrize(
+    ("options", "reference", "right", "wrong"),
+    [
+        (["3", "-3", "5", "7"], "B", [r"\boxed{-3}", "The answer is -3", "B) -3", "B"], [r"\boxed{3}", "A) 3", "3"]),
+        (["3", "-3", "5", "7"], "-3", [r"\boxed{-3}", r"\boxed{\text{B}}", "\u22123"], ["3", "A"]),
+        (["15", "2", "3", "4"], "A", ["15", "A) 15"], ["1.5", r"\boxed{1.5}"]),
+        (["x^2+1", "2x", "x", "1"], "A", ["x^2+1", "A) x^2+1"], ["x^2-1", r"\boxed{x^2-1}"]),
+        (["C", "C++", "C#", "Ruby"], "B", ["The answer is C++.", "B) C++"], ["The answer is C#.", "D"]),
+        (
+            ["a well-being index", "and/or", "COVID-19", "T-cell"],
+            "A",
+            ["wellbeing index", "A - a well-being index"],
+            ["D"],
+        ),
+        (["a well-being index", "and/or", "COVID-19", "T-cell"], "C", ["COVID19", "COVID-19."], ["andor"]),
+    ],
+)
+def test_signs_tell_options_apart_and_hyphens_of_words_do_not(
+    options: list[str], reference: str, right: list[str], wrong: list[str]
+) -> None:
+    for response in right:
+        assert multiple_choice(sample(reference, response, {"choices": options})).value == 1.0, response
+    for response in wrong:
+        assert multiple_choice(sample(reference, response, {"choices": options})).value == 0.0, response
+
+
+@pytest.mark.parametrize(
     "extra",
     [
         {"choices": {"label": ["A", "B", "C", "D"], "text": ["London", "Berlin", "Paris", "Rome"]}},
@@ -131,7 +157,8 @@ def test_hostile_responses_get_a_verdict_in_bounded_time(unit: str) -> None:
 @pytest.mark.parametrize(
     "response",
     ["The Eiffel Tower", "eiffel tower", "  Eiffel\ttower! ", "Ｅｉｆｆｅｌ Tower",
-     "Long story.\nAnswer: the Eiffel Tower.",
+     "Long story.\nAnswer: the Eiffel Tower.", "**Answer:**\n\nThe Eiffel Tower", "Answer:\nEiffel Tower",
+     "<answer>Eiffel Tower</answer>", "<think>hm</think>\n<answer> Eiffel Tower </answer>",
      r"So \boxed{\text{Eiffel Tower}}.", "<think>Big Ben?</think>Eiffel Tower"],
 )  # fmt: skip
 def test_exact_match_forgives_case_articles_punctuation_and_spaces(response: str) -> None:

@@ -117,6 +117,12 @@ def test_a_block_with_an_example_below_a_whole_program_is_not_the_program() -> N
     assert program_of("```\nx = 5\n```", NO_PROMPT, ()) == "x = 5\n"
 
 
+def test_an_example_of_its_use_below_a_program_that_reads_is_not_the_program() -> None:
+    program = "def solve(a): return sum(a)\nprint(solve(map(int, input().split())))\n"
+    response = f"```python\n{program}```\nUsage:\n```python\nprint(solve([1, 2, 3]))\n```"
+    assert program_of(response, NO_PROMPT, ()) == program
+
+
 def test_only_a_row_that_is_read_at_once_is_short() -> None:
     assert is_short(make_query("add", None, test_list=["assert add(1, 2) == 3", "assert add(1, 1) == 2"]))
     assert not is_short(make_query("add", None, test="assert add(1, 2) == 3\n" * 1000))
@@ -145,6 +151,15 @@ def test_prompt_may_hold_its_code_in_a_fence() -> None:
     assert prompt.preamble == "import math\n"
     assert prompt.helpers == ("import math",)
     assert prompt_code("Write a function that adds, as in `def add`.", "add") == NO_PROMPT
+
+
+def test_what_a_prompt_gives_beside_the_entry_point_is_there_for_the_program() -> None:
+    given = "import missing_module\nLIMIT = 3\nfirst = input()\nclass P:\n    x = 1\ndef half(x):\n    return x / 2\n"
+    prompt = prompt_code(f"You are given:\n```python\n{given}```\nWrite a function `add(a, b)`.", "add")
+    names: dict[str, Any] = {}
+    exec(program_of("def add(a, b):\n    return half(a) + b + LIMIT + P.x\n", prompt, ("add",)), names)
+    assert names["add"](2, 1) == 6
+    assert "first" not in names, "what asks for input, or may fail, stays away"
 
 
 @pytest.mark.parametrize(
@@ -717,6 +732,11 @@ def test_an_output_is_the_same_as_itself(text: str) -> None:
         ({1: 2}, {"1": 3}, False),
         (None, 0, False),
         (10**20, 10**20 + 1, False),
+        (2000000 * 2000000 / 2, 2000000 * 2000001 // 2, False),
+        (float(10**9 + 1), 10**9, False),
+        ([10**6 + 0.9], [10**6], False),
+        (3.0000000001, 3, True),
+        (6.0, 6, True),
     ],
 )
 def test_results_are_compared_by_value(got: Any, expected: Any, same: bool) -> None:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +76,26 @@ def test_whatever_is_not_one_valid_document_fails(response: str) -> None:
 def test_a_number_that_no_float_holds_is_the_responses_fault() -> None:
     assert check("1e999", {"type": "number", "multipleOf": 0.5}).value == 0.0
     assert check("1e9", {"type": "number", "multipleOf": 0.5}).value == 1.0
+
+
+@pytest.mark.parametrize(("step", "good", "bad"), [(0.01, "19.99", "19.995"), (0.01, "0.07", "0.075"), (3, "9", "10")])
+def test_a_decimal_is_a_multiple_as_it_is_written(step: float, good: str, bad: str) -> None:
+    assert check(good, {"multipleOf": step}).value == 1.0
+    assert check(bad, {"multipleOf": step}).value == 0.0
+    assert check('"text"', {"multipleOf": step}).value == 1.0, "it is about numbers"
+
+
+def test_schemas_of_several_rows_survive_parquet(tmp_path: Path) -> None:
+    """Arrow gives each struct the fields of all."""
+    one = {"properties": {"name": {"type": "string"}}, "additionalProperties": False}
+    two = {"properties": {"city": {"type": "string", "minLength": 2}}}
+    pd.DataFrame({"schema": [one, two]}).to_parquet(tmp_path / "rows.parquet")
+    read_one, read_two = pd.read_parquet(tmp_path / "rows.parquet")["schema"]
+    assert read_one["properties"]["city"] is None
+    assert [check(text, read_one).value for text in ('{"name": "Ada"}', '{"name": 1}', '{"x": 1}')] == [1, 0, 0]
+    assert [check(text, read_two).value for text in ('{"city": "Ulm"}', '{"city": "U"}', '{"x": 1}')] == [1, 0, 1]
+    assert check("null", {"const": None}).value == 1.0, "which means something where it is valid"
+    assert check("1", {"const": None}).value == 0.0
 
 
 def test_format_is_not_checked() -> None:

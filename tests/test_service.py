@@ -8,6 +8,7 @@ import pickle
 import random
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,13 +16,13 @@ from conftest import make_query, make_sample
 from test_ledger import make_row
 
 from verl_rlar import service
-from verl_rlar.config import AcquireConfig, RlarConfig, RoutingConfig, ScoringConfig
+from verl_rlar.config import AcquireConfig, LedgerConfig, RlarConfig, RoutingConfig, ScoringConfig
 from verl_rlar.errors import ConfigError, DataError, LedgerError, ServiceUnreachable, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, Row, read
 from verl_rlar.router import RouteCache, settings_of
 from verl_rlar.rows import query_of
 from verl_rlar.service import CALLS_AT_ONCE, Client, Question, RouteCalls, Service
-from verl_rlar.types import Kind, Query, Route, Snapshot, Split
+from verl_rlar.types import Kind, Outcome, Query, Route, Score, Snapshot, Split
 
 
 def make_service(run_dir: Path, *, token: str = "run", **scoring: float) -> Service:
@@ -90,6 +91,32 @@ async def test_a_service_that_comes_back_knows_the_groups_and_routes_of_before(t
     assert await second.sibling_mean("g", 1, 2, timeout_s=5) == pytest.approx(0.3)
     with read(tmp_path) as db:
         assert db.execute("SELECT COUNT(*) FROM attempts").fetchone()[0] == 1
+
+
+async def test_an_outage_says_nothing_about_the_queries_that_came_in_it(tmp_path: Path) -> None:
+    """What the reward manager records where no service answered is no query that no tool fits."""
+    service = make_service(tmp_path)
+    route = await service.route(make_query(), await service.at(1))
+    nobody = Route(parts=(), reason="did not answer", kind=Kind.OPEN, covered=False, snapshot="")
+    failed = Score(value=None, outcome=Outcome.FAILED, reason="did not answer")
+    during = replace(make_row(uid="g", session=1), route=nobody, score=failed)
+    await service.record([replace(make_row(uid="g", session=0), route=route), during])
+    numbers = await service.metrics(1)
+    assert (numbers["rlar/uncovered"], numbers["rlar/failed"]) == (0, 0.5)
+    service.close()
+    with Ledger(tmp_path / FILE_NAME, token="run") as ledger:
+        assert [(uid, session) for _, uid, session, *_ in ledger.watched_since(0)[0]] == [("g", 0)]
+        assert ledger.group("g") == {0: 1.0, 1: None}
+
+
+async def test_queries_of_before_texts_were_stored_have_theirs_as_soon_as_they_are(tmp_path: Path) -> None:
+    for token, keep, texts in (("first", False, 0), ("second", True, 1), ("third", True, 1)):
+        config = RlarConfig(run_dir=str(tmp_path), ledger=LedgerConfig(store_responses=keep))
+        service = Service(config, token)
+        await service.route(make_query(), await service.at(1))
+        service.close()
+        with read(tmp_path) as db:
+            assert db.execute("SELECT COUNT(*) FROM texts").fetchone()[0] == texts
 
 
 async def test_clusters_and_what_is_known_of_tools_outlive_the_service(tmp_path: Path) -> None:

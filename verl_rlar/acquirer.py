@@ -77,13 +77,16 @@ class Acquirer:
         self._tried: dict[str, int] = {}
         """By gap, the step at which a tool was looked for last."""
         self._worked_on = 0
+        self._toolset, self._since = "", 0
+        """The live tools, and the step from which on they are: what was routed before says nothing of them."""
         self._asked: dict[tuple[Kind, str], str] = {}
         """By kind and cluster, why a tool is to be looked for in any case."""
         self._task: asyncio.Task[None] | None = None
 
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
-        self._seen.append((row.sample.query, row.route, row.score.value is not None))
+        if row.sample.step >= self._since:
+            self._seen.append((row.sample.query, row.route, row.score.value is not None))
 
     def ask(self, kind: Kind, cluster: str, why: str) -> None:
         """Has a tool looked for, however small the share of these queries is, whatever scores them, and whenever that
@@ -104,6 +107,10 @@ class Acquirer:
             snapshot: Its tools.
         """
         config = self._config.acquire
+        if self._toolset and self._toolset != snapshot.toolset:
+            self._since = step
+            self._seen.clear()
+        self._toolset = snapshot.toolset
         if not config.enabled or (self._task is not None and not self._task.done()):
             return
         if self._worked_on >= config.gaps:

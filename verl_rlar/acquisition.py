@@ -30,6 +30,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -423,44 +424,43 @@ async def _scouted(
 
     tried: list[Tried] = []
     able(config.serving)
-    async with Pool(config.serving) as pool:
-        runner = RewardModelRunner(pool, Snapshots(config.hub).locate)
-        async with Hall(config, runner) as hall:
-            evidence = await hall.gather(data, (), draft([gap.kind]), seed=seed, screened=False)
-            pairs = own_pairs(evidence)
-            if not pairs:
-                return ended(
-                    f"no labelled answers to {gap.kind.value} queries, so no exam: give rows with `chosen` and "
-                    "`rejected`, or `response` and `label`"
-                )
-            live = {tool.target for tool in taken}
-            for name in await asyncio.to_thread(_proposed, gap, config, task, models, on_progress):
-                if name in live:
-                    tried.append(Tried(name=name, verdict="refused", why="it is in the library already"))
-                    continue
-                try:
-                    with Hub(config.hub) as hub:
-                        brought = await bring(
-                            name,
-                            hub,
-                            pool,
-                            config,
-                            kinds=[gap.kind],
-                            pairs=pairs,
-                            taken=taken_names(taken, name),
-                            on_progress=on_progress,
-                        )
-                    examination = await hall.examine(brought.subject, evidence, seed=seed, on_progress=on_progress)
-                except (ModelRefused, HubError, ToolError) as error:
-                    tried.append(Tried(name=name, verdict="refused", why=str(error)))
-                    continue
-                card = examination.card
-                if card.admitted:
-                    tried.append(Tried(name=name, verdict="admitted", why=f"passed on {card.cases} cases"))
-                    return ended(
-                        f"{name} passed", submission_of(brought.subject, examination, config, event=event, why=task)
+    async with Hall(config) as hall:
+        evidence = await hall.gather(data, (), draft([gap.kind]), seed=seed, screened=False)
+    pairs = own_pairs(evidence)
+    if not pairs:
+        return ended(
+            f"no labelled answers to {gap.kind.value} queries, so no exam: give rows with `chosen` and "
+            "`rejected`, or `response` and `label`"
+        )
+    live = {tool.target for tool in taken}
+    for name in await asyncio.to_thread(_proposed, gap, config, task, models, on_progress):
+        if name in live:
+            tried.append(Tried(name=name, verdict="refused", why="it is in the library already"))
+            continue
+        async with AsyncExitStack() as stack:  # a pool for each: the one before has given its room back
+            pool = await stack.enter_async_context(Pool(config.serving))
+            hall = await stack.enter_async_context(Hall(config, RewardModelRunner(pool, Snapshots(config.hub).locate)))
+            try:
+                with Hub(config.hub) as hub:
+                    brought = await bring(
+                        name,
+                        hub,
+                        pool,
+                        config,
+                        kinds=[gap.kind],
+                        pairs=pairs,
+                        taken=taken_names(taken, name),
+                        on_progress=on_progress,
                     )
-                tried.append(Tried(name=name, verdict="rejected", why="; ".join(card.reasons)))
+                examination = await hall.examine(brought.subject, evidence, seed=seed, on_progress=on_progress)
+            except (ModelRefused, HubError, ToolError) as error:
+                tried.append(Tried(name=name, verdict="refused", why=str(error)))
+                continue
+        card = examination.card
+        if card.admitted:
+            tried.append(Tried(name=name, verdict="admitted", why=f"passed on {card.cases} cases"))
+            return ended(f"{name} passed", submission_of(brought.subject, examination, config, event=event, why=task))
+        tried.append(Tried(name=name, verdict="rejected", why="; ".join(card.reasons)))
     return ended(f"none of {len(tried)} models passed" if tried else "the scout proposes nothing")
 
 

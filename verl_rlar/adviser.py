@@ -28,7 +28,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +291,7 @@ class Adviser:
             if fault:
                 self._numbers["faults"] += 1
                 logger.warning("the LLM gave no answer on the cluster %s: %s", question.cluster, fault)
-            rulings += self._rulings(question, answer)
+            rulings += self._kept(question) if fault else self._rulings(question, answer)
         try:
             self._advice.add(rulings, step)
         except LibraryError as error:
@@ -307,8 +307,14 @@ class Adviser:
         self._came.clear()
         for ruling in rulings:
             if ruling.tool:
-                which = "a prompt of it" if ruling.query else "it"
-                logger.warning("before step %d: cluster %s: %s advises %s", step, ruling.cluster, ruling.by, which)
+                place = f"{'a prompt of ' if ruling.query else ''}cluster {ruling.cluster}"
+                logger.warning("before step %d: %s advises a tool for %s", step, ruling.by, place)
+
+    def _kept(self, question: _Question) -> list[Ruling]:
+        """Where there was no answer: what counted before, as the answer to this question; so it is not asked again."""
+        counts = {one.query or one.cluster: one for one in self._advice.rulings}
+        made = self._rulings(question, {})
+        return [replace(counts.get(one.query or one.cluster, one), question=question.id) for one in made]
 
     def _rulings(self, question: _Question, answer: Mapping[str, Any]) -> list[Ruling]:
         """What may count of an answer. An answer that advises nothing is kept, too: it is not asked for again."""

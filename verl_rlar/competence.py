@@ -7,7 +7,8 @@ learned: those that exams have kept (`of_exams`), and those of a file. `Competen
 posterior over the share of prompts on which the tool puts a right answer above a wrong one; the cluster's evidence
 counts on top of its kind's, of which at most `FROM_KIND` prompts do. The same holds in a cluster of which nothing is
 known of a verifier that was tried in others: it was written for those, and a rule is not outdone by what it does there.
-Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`.
+Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`. Beside what was measured the trust in a
+rule counts for `FROM_KIND` prompts, and an exam with too few cases takes none of it away.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
@@ -191,7 +192,9 @@ class Competence:
             source = "trusted, not examined" if trusted else "not examined on this kind"
             return _belief(share * right, share * wrong, source, None)
         here = here or (tool.kind == "verifier" and bool(cluster) and (tool.digest, kind) in self._placed)
-        right, wrong = UNKNOWN
+        trust = TRUSTED if tool.kind == "rule" else UNKNOWN
+        share = min(1.0, FROM_KIND / sum(trust))
+        right, wrong = prior = share * trust[0], share * trust[1]
         if whole is not None:
             share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
             right, wrong = right + share * whole.right, wrong + share * (whole.prompts - whole.right)
@@ -199,7 +202,7 @@ class Competence:
         if part is not None:
             right, wrong = right + part.right, wrong + part.prompts - part.right
             source = f"right on {part.right / part.prompts:.3f} of {part.prompts:g} prompts of its cluster"
-        return _belief(right, wrong, source, part or whole)
+        return _belief(right, wrong, source, part or whole, prior)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON-like containers."""
@@ -223,7 +226,9 @@ NOTHING = Competence()
 """Nothing is known."""
 
 
-def _belief(right: float, wrong: float, source: str, record: Record | None) -> Belief:
+def _belief(
+    right: float, wrong: float, source: str, record: Record | None, prior: tuple[float, float] = UNKNOWN
+) -> Belief:
     mean = right / (right + wrong)
     half = Z * math.sqrt(mean * (1.0 - mean) / (right + wrong + 1.0))
     return Belief(
@@ -232,7 +237,7 @@ def _belief(right: float, wrong: float, source: str, record: Record | None) -> B
         high=min(1.0, mean + half),
         source=source,
         known=record is not None,
-        prompts=right + wrong - sum(UNKNOWN) if record else 0.0,
+        prompts=right + wrong - sum(prior) if record else 0.0,
         seconds=record.seconds if record else None,
         dollars=record.dollars if record else None,
     )
@@ -356,10 +361,11 @@ def gather(
     """
     records: list[Record] = []
     refused: list[tuple[str, Kind]] = []
+    trusted = {tool.digest for tool in tools if tool.kind == "rule"}
     for digest, card in cards.items():
         measured, not_tried = of_card(card, digest)
         records += measured
-        refused += not_tried
+        refused += not_tried if digest not in trusted else []  # what too few answers said takes no trust away
     choices: dict[Kind, list[Choice]] = defaultdict(list)
     for one in labelled:
         pool = [tool for tool in tools if one.kind in tool.scope.kinds and not tool.gate]

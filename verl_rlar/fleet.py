@@ -204,6 +204,8 @@ class Fleet:
                 )
             became = [event for event in self._library.events if event.digest == digest and event.event == "live"]
             back = became[-1].replaces if became and standing.event == "live" else None
+            if back is not None and not self._library.may_return(back):
+                back = None
             event: EventKind = "rolled_back" if back else "quarantined"
             try:
                 said = self._library.append(

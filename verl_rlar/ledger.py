@@ -240,6 +240,15 @@ class Ledger:
             if self._store_texts:
                 self._add_text(query.key, query_text(query))
 
+    def keep_query(self, query: Query) -> None:
+        """Keeps the text of a query whose route was decided when texts were not stored."""
+        if not self._store_texts:
+            return
+        with _explained(self.path):
+            if self._db.execute("SELECT 1 FROM texts WHERE sha = ?", (query.key,)).fetchone() is None:
+                with self._transaction():
+                    self._add_text(query.key, query_text(query))
+
     def add(self, rows: Iterable[Row]) -> None:
         """Keeps rows, all or none. A response that is already there is replaced."""
         with _explained(self.path), self._transaction():
@@ -277,6 +286,7 @@ class Ledger:
         self, step: int, *, texts: bool = True
     ) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]], list[tuple[Any, ...]]]:
         """What this start of training has scored from a step on: for those who watch the tools and were restarted.
+        Responses that came while no service answered are left out.
 
         Args:
             step: The first step.
@@ -293,7 +303,8 @@ class Ledger:
             f"COALESCE(covered, 1), COALESCE(cluster, ''), {'body' if texts else 'NULL'} FROM scores "
             "LEFT JOIN routes ON routes.snapshot = scores.snapshot AND routes.split = scores.split "
             "AND routes.query = scores.query LEFT JOIN texts ON texts.sha = scores.response "
-            "WHERE attempt = ? AND scores.split = 'train' AND scores.step >= ? ORDER BY scores.step",
+            "WHERE attempt = ? AND scores.split = 'train' AND scores.step >= ? AND scores.snapshot <> '' "
+            "ORDER BY scores.step",
             "SELECT step, uid, session, digest, outcome, raw, value FROM shadows WHERE attempt = ? AND step >= ? "
             "ORDER BY step",
             "SELECT step, digest, canary, outcome, value FROM canaries WHERE attempt = ? AND step >= ? ORDER BY step",

@@ -485,6 +485,10 @@ class LibraryView:
             return False
         return exams[-1].card == hashlib.sha256(data).hexdigest()
 
+    def may_return(self, digest: str) -> bool:
+        """Whether a tool may have a say again: it needs no exam, or passed its latest one."""
+        return self.spec(digest).kind == "rule" or self.passed(digest)
+
     def _file(self, digest: str, name: str) -> Path:
         return self.path / TOOLS / digest / name
 
@@ -818,6 +822,8 @@ class Library(LibraryView):
                 "another name"
             )
         if event.restores is not None:
+            if not self.may_return(event.restores):
+                raise LibraryError(f"{what}: {event.restores} cannot come back, it did not pass its latest exam")
             before = state.standing.get(event.restores)
             if live != event.digest or before is None or (before.tool, before.event) != (event.tool, "retired"):
                 raise LibraryError(f"{what}: {event.restores} cannot come back in its place, it was not live there")

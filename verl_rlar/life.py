@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl_rlar.config import LifeConfig
-from verl_rlar.library import Event, EventKind, LibraryView
+from verl_rlar.library import EventKind, LibraryView
 from verl_rlar.signs import EQUAL, flat, ranked_alike, spread
 from verl_rlar.types import Outcome, ToolSpec
 
@@ -204,7 +204,7 @@ class Life:
             elif standing.event == "shadow":
                 decisions += self._judged(spec, standing.step, step, named.get(spec.name))
             elif spec.kind != "rule":
-                decisions += self._watched(spec, standing.step, step, library.events)
+                decisions += self._watched(spec, standing.step, step, library)
         return decisions
 
     def _affected(self, digest: str, step: int) -> str:
@@ -254,7 +254,7 @@ class Life:
             return decided("retired", f"it cannot be judged after {step - since} steps in the shadow: {waits}")
         return []
 
-    def _watched(self, spec: ToolSpec, since: int, step: int, events: Iterable[Event]) -> list[Decision]:
+    def _watched(self, spec: ToolSpec, since: int, step: int, library: LibraryView) -> list[Decision]:
         """What becomes of a live tool that came by an exam."""
         config, digest = self._config, spec.digest
         steps = [self._steps[at] for at in self._window(step, config.window) if at >= since]
@@ -265,9 +265,12 @@ class Life:
             fault = f"it gave {seen.some_value:.3g} to all {seen.calls} responses to {len(seen.queries)} prompts"
         if not fault:
             return []
-        became = [event for event in events if event.digest == digest and event.event == "live"]
+        became = [event for event in library.events if event.digest == digest and event.event == "live"]
+        before = became[-1].replaces if became else None
+        if before is not None and not library.may_return(before):
+            before = None
         why = f"in the steps {max(since, step - config.window)} to {step - 1} {fault}"
-        return [Decision(event="rolled_back", digest=digest, why=why, restores=became[-1].replaces if became else None)]
+        return [Decision(event="rolled_back", digest=digest, why=why, restores=before)]
 
     def _unhealthy(self, seen: _Seen) -> str:
         config = self._config

@@ -99,7 +99,7 @@ class StepMetrics:
     def saw(self, row: Row) -> None:
         """Takes note of a training response."""
         score = row.score
-        self._uncovered += not row.route.covered
+        self._uncovered += not row.route.covered and bool(row.route.snapshot)  # without one, nobody was asked
         tallies = [self._all, self._kinds[row.route.kind.value]]
         if row.route.cluster:
             tallies.append(self._clusters[row.route.cluster])

@@ -13,6 +13,7 @@ takes ``+rlar=default`` for a plain string and verl trains with its own reward m
 
 from __future__ import annotations
 
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -59,11 +60,33 @@ class Preflight(Callback):
             settings = check(config)
             check_sandbox(config, settings)
             check_tools(settings)
-            for fault in versions.untried().values():
-                print(f"verl_rlar: {fault}; it may work, and was not tried", file=sys.stderr, flush=True)
+            hints = [f"{fault}; it may work, and was not tried" for fault in versions.untried().values()]
+            for hint in (*hints, *room_for_waiting(config, settings)):
+                print(f"verl_rlar: {hint}", file=sys.stderr, flush=True)
         except (ConfigError, ToolUnavailable) as error:
             print(f"\nverl_rlar refuses to start:\n  {error}\n", file=sys.stderr, flush=True)
             raise SystemExit(2) from None  # Hydra turns any other exception of a callback into a warning
+
+
+CALLS_OF_A_WORKER = 1000
+"""So many calls at once does Ray let into a reward worker of verl's."""
+
+
+def room_for_waiting(config: DictConfig, settings: RlarConfig) -> list[str]:
+    """A hint, if a step's unscored responses, which wait for their siblings, could fill all reward workers: what comes
+    after them would wait for `sibling_timeout_s`."""
+    prompts, answers, workers = (
+        int(OmegaConf.select(config, key) or 1)
+        for key in ("data.train_batch_size", "actor_rollout_ref.rollout.n", "reward.num_workers")
+    )
+    responses = prompts * answers
+    if settings.scoring.on_unscored != "siblings" or responses <= workers * CALLS_OF_A_WORKER:
+        return []
+    enough = math.ceil(responses / CALLS_OF_A_WORKER)
+    return [
+        f"a step has {responses} responses; if a tool is down, most of them may wait for siblings, and "
+        f"{workers} reward workers have room for {workers * CALLS_OF_A_WORKER}: set reward.num_workers={enough}"
+    ]
 
 
 def check(config: DictConfig) -> RlarConfig:

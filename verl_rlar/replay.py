@@ -258,6 +258,8 @@ class Stored:
     """None: there was none, as the service did not answer."""
     score: Score
     """What it got then."""
+    sent: float
+    """The number that verl got for it."""
 
     @property
     def kind(self) -> Kind | None:
@@ -319,6 +321,7 @@ def responses(db: sqlite3.Connection, step: int, attempt: int, split: Split = "t
                 data_source=row["data_source"],
                 sample=_sample(row, sizes[row["uid"]]),
                 route=routes[key],
+                sent=row["sent"],
                 score=Score(
                     value=row["value"],
                     outcome=Outcome(row["outcome"]),
@@ -436,6 +439,9 @@ class _Rescorer:
             return Rescored(stored=stored, how="kept", why=why, score=stored.score)
         if sample is None:
             return _missing(stored, "its text is not in the ledger")
+        if not in_place and not spec.fits(sample.query):
+            why = f"{spec.name} is not for queries without a reference"
+            return Rescored(stored=stored, how="kept", why=why, score=stored.score)
         known = {part.tool: part for part in stored.score.parts}
         if route is None or not in_place:
             known = {}
@@ -591,7 +597,8 @@ def compared(
         now = [score.value for score in scores if score is not None]
         if len(now) < len(then):
             continue
-        rewards = [numbers(values, scoring, split) for values in (then, now)]
+        sent = [answers[place].stored.sent for place in places]
+        rewards = [sent, sent if now == then else numbers(now, scoring, split)]
         gains = [_gains(values, sent, norm) for values, sent in zip((then, now), rewards, strict=True)]
         for n, place in enumerate(places):
             made[place] = replace(
@@ -920,6 +927,8 @@ async def diff_run(
             return "other"
         if sample is None or kind is None:
             return "missing"
+        if not all(tool.spec.fits(sample.query) for tool in tools):
+            return "other"
         scores = [await bench.scorer.call(tool.spec, sample) for tool in tools]
         return Pair(
             on="run",

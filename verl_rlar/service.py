@@ -234,6 +234,10 @@ class Service:
             if row.sample.split == "train":
                 self._recent.append((row.score.value is None, f"{row.route.name}: {row.score.reason}"))
                 self._metrics.saw(row)
+                if (
+                    not row.route.snapshot
+                ):  # we were not there to say which tools fit: that says nothing about the query
+                    continue
                 if self._acquirer is not None:
                     self._acquirer.saw(row)
                 self._life.saw_response(
@@ -587,6 +591,10 @@ class _Journaled:
             return self._unwritten[key][1]
         known = self._ledger.route(query, snapshot, split)
         if known is not None:
+            try:
+                self._ledger.keep_query(query)
+            except LedgerError as error:
+                logger.warning("a query whose route was known has no text in the ledger: %s", error)
             return known
         route = await self._router.route(query, snapshot, split)
         self._unwritten[key] = (query, route)

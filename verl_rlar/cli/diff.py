@@ -260,7 +260,7 @@ def _print(
             say(side, f"was sent home early: {record['stopped']}")
     for name, text in (
         ("missing", "responses whose text is not in the ledger"),
-        ("other_kinds", "responses of kinds that not both are for"),
+        ("other_kinds", "responses of queries that not both are for"),
         ("set_apart", "rows set apart, as their gold is not to be trusted"),
     ):
         if summary[name]:

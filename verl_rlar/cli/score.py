@@ -138,6 +138,9 @@ def live_tools(
     library = open_library(folder)
     live = library.latest() if step is None else library.snapshot(step)
     today = {tool.name: tool for tool in trusted_snapshot(config).tools}
+    for tool in live.tools:
+        if tool.kind == "rule" and tool.name not in today and not tool.target.startswith("verl_rlar."):
+            complain(f"{tool.name} is live there and left out here: add --set 'tools=[\"{tool.target}\"]'")
     tools = [today.get(tool.name) if tool.kind == "rule" else tool for tool in live.tools]
     code = {tool.source_sha256: library.source(tool.digest) for tool in live.tools if tool.kind == "verifier"}
     labelled = read_labelled(Path(config.routing.labelled)) if config.routing.labelled else ()

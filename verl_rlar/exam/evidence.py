@@ -152,6 +152,8 @@ def _labelled(row: Mapping[str, Any]) -> Iterable[tuple[str, bool]]:
         yield response, bool(label)
     for name, good in (("chosen", True), ("rejected", False)):
         texts = row.get(name)
+        if isinstance(texts, list) and texts and isinstance(texts[-1], Mapping):  # a conversation: its last turn
+            texts = texts[-1].get("content")
         for text in [texts] if isinstance(texts, str) else texts or ():
             if isinstance(text, str):
                 yield text, good

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 
-from verl_rlar.sandbox.reading import TAIL, normalise
+from verl_rlar.sandbox.reading import TAIL, normalise, plain
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
@@ -115,7 +115,19 @@ def _by_text(text: str, options: dict[str, str]) -> str | None:
     """The one option whose text this is."""
     wanted = normalise(text)
     found = [letter for letter, option in options.items() if option and normalise(option) == wanted]
+    if found:
+        found = [letter for letter in found if _signs(options[letter]) == _signs(text)]
     return found[0] if wanted and len(found) == 1 else None
+
+
+_HYPHEN = re.compile(r"(?<=[^\W\d_][^\W\d_])[-/]|(?<=[^\W_])[-/](?=[^\W\d_][^\W\d_])")
+"""In a word, where it may as well be a space."""
+_SIGN = re.compile(r"[-+/^=<>#]|(?<=\d)[.:](?=\d)|(?<!\d)\.(?=\d)")
+
+
+def _signs(text: str) -> list[str]:
+    """What `normalise` drops and mathematics or a name needs: -3 is not 3, nor 1.5 15, nor C++ C."""
+    return _SIGN.findall(_HYPHEN.sub(" ", re.sub(r"^-\s", "", plain(text))))
 
 
 def _chosen(text: str, options: dict[str, str]) -> set[str]:
@@ -166,6 +178,6 @@ def _statement(text: str, options: dict[str, str]) -> set[str]:
         if more is None:
             break
         at = more.end()
-    if len(found) == 1 and (rest := re.sub(r"^\W*\w\W*", "", text)) and (other := _by_text(rest, options)):
+    if len(found) == 1 and (rest := re.sub(r"^\W*\w[)\]}.:,;]*\s*", "", text)) and (other := _by_text(rest, options)):
         found.add(other)
     return found

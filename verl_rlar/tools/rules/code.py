@@ -258,6 +258,8 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
     text = answer_of(response) if "think>" in response else response
     blocks = code_blocks(text)
     defining = [block for block in blocks if (_defines(block, wanted) if wanted else _WRITES.search(block))]
+    if not wanted:  # an example of its use, in a block below, reads nothing
+        defining = [block for block in defining if _READS.search(block)] or defining
     code = (defining or blocks or [text])[-1]
     if not wanted or not prompt.text:
         return code
@@ -271,6 +273,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
 
 _WRITES = re.compile(r"\b(?:print|write|writelines|stdout|exec|eval|system)\b")
 """What a whole program has in it; an example of its input and output, in a block below, has not."""
+_READS = re.compile(r"\b(?:input|stdin|open|read|fileinput)\b")
 _FUTURE = re.compile(r"^from __future__ import [^\n]*", re.MULTILINE)
 
 
@@ -443,7 +446,8 @@ def alike(got: Any, expected: Any) -> bool:
     if isinstance(got, float) or isinstance(expected, float):
         if not isinstance(got, (int, float)) or not isinstance(expected, (int, float)):
             return False
-        return got == expected or math.isclose(got, expected, rel_tol=1e-6, abs_tol=1e-9)
+        near = 1e-6 if isinstance(expected, float) else 0.0  # of a whole number, 1e-6 of it may be thousands
+        return got == expected or math.isclose(got, expected, rel_tol=near, abs_tol=1e-9 if near else 1e-6)
     return bool(got == expected)
 
 

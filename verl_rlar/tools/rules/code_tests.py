@@ -30,6 +30,7 @@ import builtins
 import json
 import re
 import sys
+import textwrap
 import threading
 import warnings
 from collections import OrderedDict
@@ -392,12 +393,27 @@ def prompt_code(prompt: str, entry: str) -> PromptCode:
             if (isinstance(node, _FUNCTIONS) and node is not last and not _is_stub(node))
             or isinstance(node, (*_IMPORTS, ast.Assign, ast.AnnAssign))
         ]
+        given = "".join(map(_guarded, filter(_is_given, tree.body)))
         return PromptCode(
             text=text,
-            preamble="".join(lines[: first_line - 1] if first_line else []),
+            preamble="".join(lines[: first_line - 1]) if first_line else given,
             helpers=tuple(map(ast.unparse, helpers)),
         )
     return nothing
+
+
+def _is_given(node: ast.stmt) -> bool:
+    """Whether a statement of a prompt that lacks the entry point is something for the program to use."""
+    if isinstance(node, ast.ImportFrom) and node.module == "__future__":
+        return False
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return not any(isinstance(part, ast.Call) for part in ast.walk(node))
+    return isinstance(node, (*_IMPORTS, ast.ClassDef)) or (isinstance(node, _FUNCTIONS) and not _is_stub(node))
+
+
+def _guarded(node: ast.stmt) -> str:
+    """A statement as text that cannot break the program it is put before."""
+    return f"try:\n{textwrap.indent(ast.unparse(node), '    ')}\nexcept Exception:\n    pass\n"
 
 
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)

@@ -14,13 +14,14 @@ Not covered: whether the content is right. A reference document is not compared:
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, best_match
-from jsonschema.validators import validator_for
+from jsonschema.exceptions import SchemaError, ValidationError, best_match
+from jsonschema.validators import extend, validator_for
 from referencing import Registry
 from referencing.exceptions import Unresolvable
 
@@ -46,12 +47,18 @@ from verl_rlar.types import Kind, Sample, Verdict
 def json_schema(sample: Sample) -> Verdict:
     """1 for a valid document, else 0 with the first fault as the reason."""
     schema = sample.query.extra.get("json_schema")
+    bare = None
     if isinstance(schema, Mapping):
-        schema = json.dumps(schema, default=_plain)
+        schema, bare = (json.dumps(one, default=_plain) for one in (schema, _without_none(schema)))
     if not isinstance(schema, str) or not schema.strip():
         return Verdict(value=None, reason='no schema in extra["json_schema"]')
     try:
-        validator = _validator(schema)
+        try:
+            validator = _validator(schema)
+        except SchemaError:
+            if bare in (None, schema):
+                raise
+            validator = _validator(bare)
     except (ValueError, SchemaError, RecursionError) as error:
         return Verdict(value=None, reason=f"unusable schema: {_short(error)}")
     try:
@@ -85,7 +92,19 @@ def _validator(schema: str) -> Any:
         raise ValueError(f"reference {remote[:80]!r} is not fetched")
     dialect = validator_for(parsed, default=Draft202012Validator)
     dialect.check_schema(parsed)
-    return dialect(parsed, registry=Registry())
+    return extend(dialect, {"multipleOf": _multiple_of})(parsed, registry=Registry())
+
+
+def _multiple_of(validator: Any, step: Any, number: Any, schema: Any) -> Iterator[ValidationError]:
+    """19.99 is a multiple of 0.01, though not as a float."""
+    if not validator.is_type(number, "number"):
+        return
+    try:
+        rest = Fraction(str(number)) % Fraction(str(step))
+    except ValueError:  # 1e999 is read as infinity
+        rest = Fraction(1)
+    if rest:
+        yield ValidationError(f"{number!r} is not a multiple of {step}")
 
 
 def _remote(schema: Any) -> str | None:
@@ -104,6 +123,14 @@ def _remote(schema: Any) -> str | None:
         elif isinstance(node, list):
             stack.extend(node)
     return None
+
+
+def _without_none(value: Any) -> Any:
+    """A schema without the keywords that are None: parquet gives every struct of a column all fields of all rows."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {name: _without_none(item) for name, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

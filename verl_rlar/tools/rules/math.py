@@ -174,12 +174,18 @@ _STRIP = re.compile(
 _TEXT_AMOUNT = re.compile(r"^\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{(\s*-?(?:\\?\$)?\d[^{}]*)\}$")
 """``\text{18 dollars}``"""
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
+_ROW_END = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
+"""``\\\\[6pt]``"""
+_ARRAY = re.compile(r"\\begin\s*\{array\}\s*\{[^{}]*\}(.*?)\\end\s*\{array\}", re.DOTALL)
+_REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{\s*(\d{1,20})\s*\}")
 _THOUSANDS = re.compile(r"(?<![\w.,(\[])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 
 
 def _clean(text: str) -> str:
     """One spelling for what has several: Unicode, spaces, math delimiters, dollar signs, thousands separators."""
     text = _TEXT_AMOUNT.sub(r"\1", text.strip("` \n"))
+    text = _ARRAY.sub(r"\\begin{matrix}\1\\end{matrix}", _ROW_END.sub(r"\\\\", text))
+    text = _REPEATING.sub(_fraction, text)
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
     for symbol, latex in _UNICODE.items():
         text = text.replace(symbol, latex)
@@ -196,6 +202,13 @@ def _clean(text: str) -> str:
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)
     text = re.sub(r"\s*(?:\\ldots|\\dots)$", "", text.strip())
     return re.sub(r"(?:(?<!\\)[.,;:\s]|\*\*)+$", "", text.strip())
+
+
+def _fraction(found: re.Match[str]) -> str:
+    """``0.1\\overline{6}`` as a fraction."""
+    head, tail, again = found[1], found[2], found[3]
+    over = int(head + tail + again) - int(head + tail or "0")
+    return rf"\frac{{{over}}}{{{10 ** len(tail) * (10 ** len(again) - 1)}}}"
 
 
 def _read(text: str, *, numeric: bool = False) -> _Form | None:
@@ -620,7 +633,7 @@ def _same(gold: _Form, answer: _Form) -> bool:
     if gold.name and answer.name and gold.name.lower() != answer.name.lower():
         return _same_relation(gold, answer)
     if gold.parts and answer.parts:
-        if (gold.left, gold.right) != (answer.left, answer.right):
+        if (gold.left, gold.right) != (answer.left, answer.right) and not (gold.left == "∪" and _alternatives(answer)):
             return False
         if gold.left and gold.left != "∪":
             pairs = zip(gold.parts, answer.parts, strict=False)
@@ -633,6 +646,13 @@ def _same(gold: _Form, answer: _Form) -> bool:
     return _same_scalar(gold, answer) or (bool(gold.name) != bool(answer.name) and _same_relation(gold, answer))
 
 
+def _alternatives(form: _Form) -> bool:
+    """Whether it is ``x < 2 or x > 3``."""
+    relations = all(part.tree is not None and _is_relation(part.tree) for part in form.parts)
+    return not form.left and relations and bool(_OR.search(form.text)) and not _AND.search(form.text)
+
+
+_OR, _AND = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])"), re.compile(r"[,;]|(?<![A-Za-z])and(?![A-Za-z])")
 _RELATION = re.compile(r"[<>=]|\\(?:le|leq|ge|geq|lt|gt)(?![A-Za-z])")
 
 

@@ -25,7 +25,7 @@ from verl_rlar.sandbox.reading import TAIL, normalise
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
-_STATED = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*:[ \t*_]*(\S[^\n]*)", re.IGNORECASE | re.MULTILINE)
+_STATED = re.compile(r"^[ \t>*_#]*(?:final[ \t]+)?answer[ \t*_]*:[\s*_]*([^\s*_][^\n]*)", re.IGNORECASE | re.MULTILINE)
 _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
@@ -33,6 +33,7 @@ _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)
 def stated_answer(response: str) -> str:
     r"""The part of a response that counts: what it boxes or states after "Answer:", else all after ``</think>``."""
     text = response[-TAIL:].rpartition("</think>")[2]
+    text = text.rpartition("<answer>")[2].partition("</answer>")[0]
     stated = deque(_BOX.finditer(text), maxlen=1) or deque(_STATED.finditer(text), maxlen=1)
     return _COMMAND.sub(r"\1", stated[0][1] if stated else text)
 
