@@ -26,7 +26,9 @@ from typer.testing import CliRunner, Result
 from verl_rlar import __version__
 from verl_rlar.cli import app, visible
 from verl_rlar.cli.app import Output
+from verl_rlar.library import builtin_snapshot
 
+ROOT = Path(__file__).parent.parent
 GSM8K = [
     ("Natalia sold clips to 48 friends in April, and then half as many in May. How many altogether?", "72"),
     ("Weng earns $12 an hour for babysitting. Yesterday, she just did 50 minutes. How much did she earn?", "10"),
@@ -536,6 +538,55 @@ def test_a_file_of_another_format_or_with_other_columns_says_what_is_wanted(tmp_
     assert "it must be JSON lines (one object per line) or *.parquet, with `prompt` or `messages`" in said
     other = write(tmp_path / "rows.jsonl", [{"question": "6*7?", "answer": "42"}])
     assert "; there is question, answer\n" in rlar(command, other).stderr
+
+
+def test_rows_that_cannot_be_read_are_named_by_build_too(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", ["{broken", {"prompt": "1+1?", "reference": "2"}])
+    result = rlar("build", path, "--in", str(tmp_path / "lib"), "--dry-run", "--json")
+    assert result.exit_code == 1 and "line 1: " in result.stderr
+    assert records(result.stdout) == [{"type": "rows", "rows": 1, "bad": 1, "gaps": 0}]
+
+
+@pytest.mark.parametrize("command", ["score", "plan"])
+def test_a_damaged_archive_is_a_message(tmp_path: Path, command: str) -> None:
+    whole = bytearray(gzip.compress("".join(f'{{"prompt": "{n}", "response": "{n}"}}\n' for n in range(999)).encode()))
+    for at in range(100, 200):
+        whole[at] ^= 0xFF
+    (tmp_path / "rows.jsonl.gz").write_bytes(whole)
+    result = rlar(command, str(tmp_path / "rows.jsonl.gz"))
+    assert result.exit_code == 2 and "cannot read" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_a_library_in_the_settings_counts_for_score_and_one_that_is_not_there_is_no_success(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "6*7?", "response": "42", "reference": "42"}])
+    for command in (("score", rows), ("bench", rows), ("tools", "ls")):
+        result = rlar(*command, "--set", f"library.path={tmp_path / 'nowhere'}")
+        assert result.exit_code == 2 and f"there is no library at {tmp_path / 'nowhere'}" in result.stderr
+
+
+def test_the_beginning_of_a_digest_names_a_tool_without_a_library_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digest = builtin_snapshot().tool("final_answer").digest
+    assert "final_answer" in rlar("tools", "show", digest[:8]).stdout
+    assert rlar("tools", "show", "zz").exit_code == 2
+
+
+def test_a_tool_that_is_preferred_for_what_it_is_not_for_is_refused(tmp_path: Path) -> None:
+    rows = write(tmp_path / "rows.jsonl", [{"prompt": "6*7?", "response": "42", "reference": "42"}])
+    for name in ("token_f1", "think_format"):
+        result = rlar("score", rows, "--set", f"routing.prefer.math={name}")
+        assert result.exit_code == 2 and f"rlar.routing.prefer.math: {name} is not for math" in result.stderr
+
+
+def test_write_refuses_a_file_that_is_there_before_anything_is_paid(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("precious")
+    cases = str(ROOT / "recipes" / "custom_tool" / "cases.jsonl")
+    for out, why in (("mine.py", "is there already"), ("none/new.py", "there is no folder")):
+        result = rlar("write", "a time of day", "--cases", cases, "--out", str(tmp_path / out))
+        assert result.exit_code == 2 and why in result.stderr
+    assert (tmp_path / "mine.py").read_text() == "precious"
 
 
 def test_a_reference_that_is_missing_in_a_column_of_numbers_is_none(tmp_path: Path) -> None:

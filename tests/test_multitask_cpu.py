@@ -193,6 +193,9 @@ def test_what_is_done_is_shown_and_not_run_again(tmp_path: Path) -> None:
     mean, low, high = table["static"]["overall"]
     assert mean - low == pytest.approx(high - mean) == pytest.approx(4.303 * 0.01 / math.sqrt(3))
     assert (tmp_path / "gains.png").stat().st_size > 1000
+    (tmp_path / "table.json").write_text("as it was")
+    assert subprocess.run([*command, "--table"], capture_output=True, timeout=100).returncode == 0
+    assert (tmp_path / "table.json").read_text() == "as it was", "who only looks changes nothing"
     empty = [*command[:4], "--results", str(tmp_path / "new"), "--table"]
     other = subprocess.run(empty, capture_output=True, text=True, timeout=100)
     assert other.returncode == 1 and "there is no result" in other.stderr

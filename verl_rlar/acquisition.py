@@ -263,6 +263,7 @@ async def find_gaps(
     dispatcher: Dispatcher,
     config: RlarConfig,
     least: float = 0.0,
+    on_bad: Callable[[int, str], None] = lambda number, error: None,
 ) -> tuple[int, tuple[Gap, ...]]:
     """Routes a data set, and says which clusters of queries have no competent tool.
 
@@ -271,17 +272,19 @@ async def find_gaps(
         dispatcher: With the tools that there are, and what is known of them.
         config: Says whether there is an LLM, and what is competent.
         least: Share of the rows from which on a cluster is a gap by itself, and small ones of a kind are together.
+        on_bad: Called with the number of a row that cannot be read, and why.
 
     Returns:
         Number of rows that can be read, and the gaps, those first by which most is to be gained.
     """
     found = Shortfalls()
-    for _, row in rows:
+    for number, row in rows:
         try:
             if isinstance(row, DataError):
                 raise row
             query = query_of(row)
-        except DataError:
+        except DataError as error:
+            on_bad(number, str(error))
             continue
         route = await dispatcher.route(query)
         short = shortfall(route, dispatcher.snapshot, dispatcher.competence, config.acquire.competent)

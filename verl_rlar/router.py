@@ -89,7 +89,8 @@ class FeatureRouter:
         self._memo: dict[tuple[Any, ...], _Chosen] = {}
 
     def check(self, snapshot: Snapshot) -> None:
-        """Raises `ConfigError` if the settings name a tool that is not in the snapshot."""
+        """Raises `ConfigError` if the settings name a tool that is not in the snapshot, or prefer one for a kind that
+        it is not for."""
         named = [("fallback", self._config.fallback)]
         named += [(f"prefer.{kind.value}", name) for kind, name in self._config.prefer.items()]
         named += [("forbid", name) for name in self._config.forbid]
@@ -99,6 +100,13 @@ class FeatureRouter:
             if name is not None and name not in {tool.name for tool in snapshot.tools}:
                 names = ", ".join(tool.name for tool in snapshot.tools)
                 raise ConfigError(f"rlar.routing.{label}: there is no tool {name!r}; there are: {names}")
+        for kind, name in self._config.prefer.items():
+            of_name = [tool for tool in snapshot.tools if tool.name == name]
+            if of_name and all(tool.gate or kind not in tool.scope.kinds for tool in of_name):
+                raise ConfigError(
+                    f"rlar.routing.prefer.{kind.value}: {name} is not for {kind.value}; a route of your own may "
+                    "have it: rlar.routing.routes"
+                )
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         features = describe(query)

@@ -13,6 +13,7 @@ import gzip
 import json
 import os
 import sys
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO, cast
 
@@ -37,7 +38,7 @@ def read_rows(path: str) -> Iterator[tuple[int, Row | DataError]]:
         else:
             with _open(path) as lines:
                 yield from _json_lines(lines)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 

@@ -275,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--results", type=Path, help="folder of results (default: runs/multitask_cpu)")
     parser.add_argument("--quick", action="store_true", help="a tiny policy and one seed: mechanics only")
     parser.add_argument("--gpu", action="store_true", help="train on a GPU; the rollout is transformers', too")
-    parser.add_argument("--table", action="store_true", help="run nothing, show what is done")
+    parser.add_argument("--table", action="store_true", help="run and write nothing, show what is done")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     args = parser.parse_args(argv)
     from dataclasses import asdict, replace
@@ -319,8 +319,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     summary = summarise(results)
     show(summary, Console(width=None if sys.stdout.isatty() else WIDTH))
-    (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
-    draw(summary, folder / "gains.png")
+    if not args.table:
+        (folder / "table.json").write_text(json.dumps(summary, indent=2) + "\n")
+        draw(summary, folder / "gains.png")
     ours = summary.get("rlar", {})
     low = ours.get("above_static", (0, None, None))[1]
     best = all(ours["overall"][0] >= of["overall"][0] for of in summary.values()) if ours else False

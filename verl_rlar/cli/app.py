@@ -52,6 +52,12 @@ In = Annotated[
         "--in", metavar="FOLDER", help="A library, or the folder of a run. Default: rlar, as in the settings."
     ),
 ]
+OnlyIn = Annotated[
+    str | None,
+    typer.Option(
+        "--in", metavar="FOLDER", help="A library, or a run. Default: none, the tools a training begins with."
+    ),
+]
 
 
 def main() -> None:

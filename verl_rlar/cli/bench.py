@@ -34,8 +34,8 @@ from verl_rlar.cli.app import (
     BAD,
     OK,
     BadLine,
-    In,
     Json,
+    OnlyIn,
     Output,
     Set,
     app,
@@ -71,7 +71,7 @@ def bench_command(
         str | None,
         typer.Argument(metavar="FILE", help="Responses, as of `rlar score`. Default: a small public set."),
     ] = None,
-    folder: In = None,
+    folder: OnlyIn = None,
     calls: Annotated[int, typer.Option("--calls", min=1, metavar="N", help="Calls of each tool.")] = 200,
     as_json: Json = False,
     settings: Set = None,
@@ -114,6 +114,7 @@ class Timed:
 
 
 async def _bench(file: str | None, folder: str | None, calls: int, as_json: bool, config: RlarConfig) -> int:
+    folder = folder or config.library.path
     samples, bad = _samples(file)
     if file is not None and not samples:
         raise ConfigError(f"{file}: there is no response in it that could be timed")

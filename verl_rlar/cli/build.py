@@ -14,10 +14,12 @@ from rich.text import Text
 from verl_rlar.cli.app import (
     BAD,
     OK,
+    BadLine,
     Json,
     Output,
     Set,
     app,
+    complain_of,
     configured,
     library_folder,
     new_library_folder,
@@ -111,13 +113,20 @@ async def _build(
     for file in set(labelled) - {STDIN}:
         next(read_some(file))  # that it can be read is known before anything is paid for
     known = live_tools(folder, None, config) if path else ()
+    bad: list[BadLine] = []
+
+    def on_bad(number: int, error: str) -> None:
+        bad.append(BadLine(line=number, error=error))
+        complain_of(bad[-1])
+
     async with Dispatcher(config, *known) as dispatcher:
-        total, gaps = await find_gaps(chain.from_iterable(map(read_some, data)), dispatcher, config, least)
+        rows = chain.from_iterable(map(read_some, data))
+        total, gaps = await find_gaps(rows, dispatcher, config, least, on_bad)
     if not total:
         raise DataError(f"no row of {', '.join(data)} can be read: `rlar plan` says what is wrong with each")
-    _show(total, gaps, config, models, as_json)
+    _show(total, len(bad), gaps, config, models, as_json)
     if dry_run:
-        return BAD if gaps else OK
+        return BAD if gaps or bad else OK
     left = 0
     taken = [*builtin_snapshot().tools, *(dispatcher.snapshot.tools if known else ())]
     events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
@@ -143,14 +152,15 @@ async def _build(
             name = str(acquired.submission.spec["name"])
             filled.add(gap.kind)
             submitted(place, acquired.submission, name, as_json=as_json)
-    return BAD if left else OK
+    return BAD if left or bad else OK
 
 
-def _show(total: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_json: bool) -> None:
+def _show(total: int, bad: int, gaps: Sequence[Gap], config: RlarConfig, models: int, as_json: bool) -> None:
     if as_json:
         for gap in gaps:
             fields = ("cluster", "name", "rows", "share", "headroom", "gain", "reason", "way", "plan")
             print_json({"type": "gap", "kind": gap.kind.value} | {name: getattr(gap, name) for name in fields})
+        print_json({"type": "rows", "rows": total, "bad": bad, "gaps": len(gaps)})
         return
     console = Output()
     if not gaps:

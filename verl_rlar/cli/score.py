@@ -21,8 +21,8 @@ from verl_rlar.cli.app import (
     OK,
     STYLES,
     BadLine,
-    In,
     Json,
+    OnlyIn,
     Output,
     Set,
     app,
@@ -58,7 +58,7 @@ NARROW = 110
 @app.command("score", short_help="Score responses, as in training.")
 def score_command(
     file: Annotated[str, typer.Argument(metavar="FILE", help="JSON lines (also .gz) or parquet; - is standard input.")],
-    folder: In = None,
+    folder: OnlyIn = None,
     step: Annotated[
         int | None, typer.Option(min=0, help="With --in: the tools that were live at that step. Default: after all.")
     ] = None,
@@ -96,6 +96,7 @@ class Scored:
 
 
 async def _score(file: str, folder: str | None, step: int | None, as_json: bool, config: RlarConfig) -> int:
+    folder = folder or config.library.path
     if step is not None and not folder:
         raise ConfigError("--step is about the tools of a library: add --in FOLDER, or leave it away")
     report = _JsonScores() if as_json else _TableScores()

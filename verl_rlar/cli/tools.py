@@ -351,14 +351,17 @@ def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple
 
 def _library(folder: str | None, config: RlarConfig) -> LibraryView | None:
     """The library that is meant; None: none was named, and there is none."""
-    return None if folder is None and library_folder(None, config) is None else open_library(folder, config)
+    named = folder or config.library.path
+    return None if not named and library_folder(None, config) is None else open_library(folder, config)
 
 
 def _trusted(tool: str, config: RlarConfig) -> Trusted:
     """One of the tools that a training begins with."""
     tools = trusted_tools(config)
-    for trusted in tools:
-        if tool in (trusted.spec.name, trusted.spec.digest):
-            return trusted
+    found = [one for one in tools if one.spec.name == tool] or [
+        one for one in tools if tool and one.spec.digest.startswith(tool)
+    ]
+    if len(found) == 1:
+        return found[0]
     names = ", ".join(trusted.spec.name for trusted in tools)
     raise LibraryError(f"there is no library here, and no tool {tool!r} that a training begins with: {names}")

@@ -143,6 +143,10 @@ def _write(
         raise ConfigError("nothing to write it from: give --data FILE or --cases FILE")
     if record and replay:
         raise ConfigError("--record and --replay exclude each other: what is replayed is recorded already")
+    if out and out.exists():
+        raise ConfigError(f"--out {out} is there already: name another file")
+    if out and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {out} cannot be written: there is no folder {out.absolute().parent}")
     if n is not None:
         config = config.model_copy(update={"agents": config.agents.model_copy(update={"drafts": n})})
     console = Output()
@@ -208,11 +212,6 @@ def _finish(
     admitted = written.admitted
     if admitted:
         card, spec = admitted.examination.card, admitted.examination.spec
-        if out:
-            try:
-                out.write_text(admitted.source, encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from None
         if as_json:
             print_json({"type": "card", **card.as_dict()})
         else:
@@ -232,6 +231,11 @@ def _finish(
                 replace=True,
             )
             submitted(library_folder(folder) or new_library_folder(folder), asked, spec.name, as_json=as_json)
+        if out:
+            try:
+                out.write_text(admitted.source, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from None
     else:
         complain(written.why)
     if as_json:
