@@ -193,6 +193,33 @@ async def test_where_memory_ends_a_job_goes_before_the_first_process_of_its_box(
         assert ran.stdout.split() == ["1000", str(OOM_SCORE_ADJ)]
 
 
+SPY = """
+import re
+found = set()
+with open("/proc/self/mem", "rb", 0) as memory:
+    for line in open("/proc/self/maps"):
+        start, end = (int(part, 16) for part in line.split()[0].split("-"))
+        if " rw" in line:
+            try:
+                memory.seek(start)
+                found |= set(re.findall(b"SIB" + b"LING-[A-Z]+", memory.read(end - start)))
+            except (OSError, ValueError):
+                pass
+print(sorted(found))
+"""
+
+
+@pytest.mark.parametrize("padding", [0, 10, 60, 2000])
+async def test_a_program_finds_nothing_of_earlier_ones_in_its_memory(sandbox: DockerSandbox, padding: int) -> None:
+    """A job is a fork of the process that has read what earlier jobs are, and what they wrote."""
+    source = f"# SIBLING-SOURCE{'x' * 100 * padding}\nprint('SIBLING-' + 'OUTPUT' + input() * {1 + padding})\n"
+    for _ in range(3):
+        ran = await sandbox.run(Job(mode="program", source=source, stdin="SIBLING-INPUT\n", seconds=10.0))
+        assert "SIBLING-OUTPUT" in ran.output
+        spied = await sandbox.run(Job(mode="program", source=SPY, seconds=10.0))
+        assert (spied.output, spied.end) == ("[]\n", End.DONE), spied.errors
+
+
 async def test_the_box_of_an_abandoned_job_is_destroyed(engine: Any, sandbox: DockerSandbox) -> None:
     names = {box.name for box in boxes_of(engine, os.getpid())}
     job = asyncio.ensure_future(sandbox.run(Job(mode="program", source="while True: pass", seconds=60.0)))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.server
 import json
 import os
@@ -21,6 +22,8 @@ import pytest
 
 from verl_rlar.config import SandboxConfig
 from verl_rlar.errors import ToolUnavailable
+from verl_rlar.sandbox import BoxLost, End, Job
+from verl_rlar.sandbox.docker import Box, _Connection
 from verl_rlar.sandbox.engine import connect
 
 
@@ -232,3 +235,39 @@ def test_the_context_in_use_names_the_engine(folder: Path, tmp_path: Path, monke
 def test_other_back_ends_use_no_engine(backend: Any) -> None:
     with pytest.raises(ToolUnavailable, match=f"rlar.sandbox.backend={backend}"):
         connect(SandboxConfig(backend=backend))
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_only_where_the_engine_answers_is_silence_the_programs_doing(answers: bool) -> None:
+    """Nothing comes from a box whose worker a program keeps from running, and none if the engine hangs."""
+
+    class Engine:
+        id = "box"
+
+        @property
+        def client(self) -> Engine:
+            return self
+
+        @property
+        def api(self) -> Engine:
+            return self
+
+        def ping(self) -> bool:
+            if not answers:
+                raise OSError("timed out")
+            return True
+
+        def events(self, **_: Any) -> Any:
+            raise OSError("timed out")
+
+    ours, theirs = socket.socketpair()
+    _, connection = await asyncio.get_running_loop().create_connection(_Connection, sock=ours)
+    job = Job(mode="program", source="print(1)", seconds=0.05)
+    try:
+        if answers:
+            assert (await Box(Engine(), connection).run(job, None)).end is End.TIMEOUT
+        else:
+            with pytest.raises(BoxLost, match="does not answer"):
+                await Box(Engine(), connection).run(job, None)
+    finally:
+        theirs.close()

@@ -92,6 +92,19 @@ async def test_a_box_is_used_again_by_the_same_key_and_never_by_another(engine: 
         assert len(seen["a"]) == len(seen["b"]) == 1 and seen["a"] != seen["b"]
 
 
+async def test_an_engine_that_starts_no_box_is_not_asked_for_a_spare_after_each_job(engine: Engine) -> None:
+    async with pool(engine, size=1) as boxes:
+        await boxes.warm_up(1)
+        await settle()
+        engine.fails = failures = 1000
+        for _ in range(50):  # the first of which takes the spare
+            async with lease(boxes, "a"):
+                pass
+            await settle()
+        assert 0 < failures - engine.fails <= 2
+        engine.fails = 0
+
+
 async def test_after_the_warm_up_nobody_waits_for_a_start(engine: Engine) -> None:
     async with pool(engine, size=3) as boxes:
         await boxes.warm_up(3)

@@ -15,9 +15,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +34,7 @@ from verl_rlar.config import ScoringConfig, ServingConfig
 from verl_rlar.errors import ConfigError, ToolError, ToolTimeout, ToolUnavailable
 from verl_rlar.scoring import Scorer
 from verl_rlar.serving import Golden, How, Pool, ServedModel
+from verl_rlar.serving.base import Answer
 from verl_rlar.serving.homes import sweep
 from verl_rlar.serving.placing import GIB, Need, parameters, place, shape
 from verl_rlar.serving.rendering import Rendered, Renderer
@@ -756,3 +758,74 @@ async def test_a_sample_is_scored_with_its_whole_prompt(pool: Pool, qwen: Served
     assert verdict.details["truncated"] == 0 and verdict.details["tokens"] > 5
     with contextlib.suppress(ToolTimeout):
         await runner.run(spec_of(qwen), make_sample("y" * 100_000))
+
+
+# --- a server that is not there ---------------------------------------------------------------------------------------
+
+
+class Fake:
+    """A replica whose every turn takes a moment, so that others come in between."""
+
+    pid, address = 1, None
+
+    def __init__(self) -> None:
+        self.asleep, self.dead, self.asked = False, asyncio.Event(), asyncio.Event()
+
+    async def ask(self, how: How, conversations: Sequence[Any], seconds: float) -> list[Answer]:
+        self.asked.set()
+        await asyncio.sleep(0.05)
+        return [Answer(error="the model sleeps") if self.asleep else Answer(rows=((1.0,),)) for _ in conversations]
+
+    async def check(self, seconds: float) -> None: ...
+
+    async def gone(self) -> None:
+        await self.dead.wait()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(0.05)
+        self.asleep = True
+
+    async def wake(self, seconds: float) -> None:
+        await asyncio.sleep(0.05)
+        self.asleep = False
+
+    async def stop(self) -> None: ...
+
+
+class FakePool(Pool):
+    def __init__(self, **settings: float) -> None:
+        super().__init__(ServingConfig.model_validate({"health_s": 0.02} | settings))
+        self.made: list[Fake] = []
+
+    def _needs(self, model: ServedModel) -> list[Any]:
+        return []
+
+    async def _launch(self, served: Any, slot: Any) -> Any:
+        self.made.append(Fake())
+        return self.made[-1]
+
+
+FAR = ServedModel(name="a@1", revision="1", path="/nowhere")
+
+
+async def test_a_server_that_goes_to_sleep_while_the_others_wake_wakes_too() -> None:
+    async with FakePool() as pool:
+        await pool.ensure([FAR])
+        await pool.sleep()
+        pool.made[0].dead.set()  # its successor goes to sleep, too
+        await until(lambda: len(pool.made) == 2)
+        await pool.wake()
+        scored = await pool.score(FAR, [talk("42")], 20)
+    assert [one.value for one in scored] == [1.0] and len(pool.made) == 2
+
+
+async def test_sleep_waits_for_a_golden_check() -> None:
+    async with FakePool(golden_s=0.05) as pool:
+        await pool.ensure([FAR])
+        pool.made[0].asked.clear()
+        for _ in range(5):
+            await asyncio.wait_for(pool.made[0].asked.wait(), 20)  # a check is under way
+            await pool.sleep()
+            pool.made[0].asked.clear()
+            await pool.wake()
+    assert len(pool.made) == 1, "none was replaced"

@@ -214,6 +214,8 @@ class Box:
                     raise BoxLost(f"a box said {message[:40]!r} where a job's end was due")
         except BoxLost:
             if self._expired:
+                if not await self._engine_answers():  # which is why nothing came: no doing of the program's
+                    raise BoxLost("the Docker engine does not answer") from None
                 return Ran(end=End.TIMEOUT, seconds=job.seconds + GRACE_S)
             if await self._out_of_memory(since):  # memory of nobody's own, so that the worker had to go: its doing
                 return Ran(end=End.KILLED, seconds=min(loop.time() - begun, job.seconds))
@@ -234,6 +236,13 @@ class Box:
         self._broken = True
         self._connection.abort()
         await asyncio.to_thread(_remove, self._container)
+
+    async def _engine_answers(self) -> bool:
+        try:
+            await asyncio.wait_for(asyncio.to_thread(self._container.client.api.ping), EVENT_S)
+        except (DockerException, OSError, TimeoutError, asyncio.TimeoutError):
+            return False
+        return True
 
     async def _out_of_memory(self, since: float) -> bool:
         """Whether the engine says that the box had no memory left since then."""

@@ -26,6 +26,8 @@ from verl_rlar.sandbox.base import BoxLost
 
 logger = logging.getLogger(__name__)
 
+SPARE_PAUSE_S = 5.0
+"""After a box that could not be started: how long none is started that nobody waits for, in seconds."""
 RECYCLE_S = 1.0
 """How long the first in line waits until a box of another key is destroyed to make room, in seconds."""
 
@@ -79,6 +81,7 @@ class Pool(Generic[B]):
         """The longest idle first."""
         self._used: set[_Slot[B]] = set()
         self._starting = 0
+        self._no_spares_before = 0.0
         self._ending = 0
         self._waiting: deque[_Waiter[B]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -218,7 +221,8 @@ class Pool(Generic[B]):
                 waiter.slot.set_result(slot)
         blank = sum(slot.key is None for slot in self._idle)
         can_be_served = min(len(self._waiting), self._size - len(self._used))
-        wanted = can_be_served + self._spares - blank - self._starting
+        spares = self._spares if asyncio.get_running_loop().time() >= self._no_spares_before else 0
+        wanted = can_be_served + spares - blank - self._starting
         room = self._size + self._spares - self.alive
         for _ in range(min(wanted, room)):
             self._starting += 1
@@ -241,6 +245,7 @@ class Pool(Generic[B]):
             await self._start()
         except Exception as error:  # the engine's and the socket's errors are of many kinds; the first in line gets it
             logger.warning("a box could not be started: %s", error)
+            self._no_spares_before = asyncio.get_running_loop().time() + SPARE_PAUSE_S
             waiter = next((waiter for waiter in self._waiting if not waiter.slot.done()), None)
             if waiter is not None:
                 self._waiting.remove(waiter)

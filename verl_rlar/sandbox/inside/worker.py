@@ -6,7 +6,9 @@ anything that comes from a job: what a job writes is read as bytes, up to a limi
 every process in the box but this one is killed, in one go, and the temporary folder is emptied; a box in which that
 fails says so and is thrown away. Jobs share this process's user, so it makes itself unreadable for them
 (PR_SET_DUMPABLE); being the first process of its namespace, no signal of theirs can end or stop it; and the box's
-seccomp profile refuses ptrace and every call that would reach into another process.
+seccomp profile refuses ptrace and every call that would reach into another process. And as a job is a fork, it could
+find in its own memory what earlier jobs left in ours: so what comes from jobs, or is for them, is never on the heap but
+in mappings (`Memory`), which are given back before the next fork.
 
 Frames, in both directions: a length of four bytes (big endian) and as many bytes. From the host: the names of the
 modules to load, once; then jobs, each a head (`JOB`), what stands on its standard input, and the rest as JSON, which
@@ -23,6 +25,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import importlib
+import mmap
 import os
 import select
 import signal
@@ -42,6 +45,8 @@ END = struct.Struct(">cc?idI")
 NO_CODE = -1000
 CHUNK = 1 << 16
 STDERR_BYTES = 4096
+ASK = b'{"ask"'
+"""How a line begins by which a verifier asks."""
 QUIET_S = 0.005
 """Until then, a job's output stays in its pipes: most jobs are over by then, and nobody was woken for each line."""
 PR_SET_DUMPABLE = 4
@@ -50,30 +55,66 @@ NOTHING = os.open(os.devnull, os.O_RDWR)
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 
-def read_exactly(size: int) -> bytes:
+class Memory(mmap.mmap):
+    """Private memory outside the heap. `close` it: then nobody finds in his copy of this process what was in it."""
+
+    def __new__(cls, size: int) -> Memory:
+        return super().__new__(cls, -1, max(size, 1))
+
+
+def fill(room: memoryview) -> None:
     """Reads from the host; at the end of the stream this process ends."""
-    parts = []
-    while size:
-        part = os.read(0, min(size, 1 << 20))
-        if not part:
+    while room:
+        count = os.readv(0, [room])
+        if not count:
             os._exit(0)
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        room = room[count:]
 
 
-def read_frame() -> bytes:
-    return read_exactly(FRAME.unpack(read_exactly(FRAME.size))[0])
+def read_frame(more: int = 0) -> Memory:
+    """The next frame, with room for some bytes behind it."""
+    head = bytearray(FRAME.size)
+    fill(memoryview(head))
+    (size,) = FRAME.unpack(head)
+    frame = Memory(size + more)
+    fill(memoryview(frame)[:size])
+    return frame
 
 
-def write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+def write_all(descriptor: int, *parts: bytes | memoryview) -> None:
+    views = [memoryview(part) for part in parts if part]
+    while views:
+        count = os.writev(descriptor, views)
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if count:
+            views[0] = views[0][count:]
 
 
-def send(data: bytes) -> None:
-    write_all(1, FRAME.pack(len(data)) + data)
+def send(*parts: bytes | memoryview) -> None:
+    write_all(1, FRAME.pack(sum(map(len, parts))), *parts)
+
+
+class Stream:
+    """What came from a job by one of its pipes."""
+
+    def __init__(self, most: int) -> None:
+        self.memory = Memory(most + CHUNK)
+        self.size = 0
+
+    def read(self, descriptor: int) -> int:
+        """Takes what is there to read; the number of bytes."""
+        count = os.readv(descriptor, [memoryview(self.memory)[self.size : self.size + CHUNK]])
+        self.size += count
+        return count
+
+    def drop(self, count: int) -> None:
+        """Forgets so many of the first bytes."""
+        self.size -= count
+        self.memory.move(0, count, self.size)
+
+    def view(self) -> memoryview:
+        return memoryview(self.memory)[: self.size]
 
 
 class Rank:
@@ -105,12 +146,12 @@ RANK = Rank()
 class Run:
     """One job at work: its process, and the pipes to it."""
 
-    def __init__(self, frame: bytes) -> None:
+    def __init__(self, frame: Memory) -> None:
         self.mode, seconds, self.left, size = JOB.unpack_from(frame)
-        self.streams: dict[int, bytearray] = {}
+        self.streams: dict[int, Stream] = {}
         """By the descriptor that we read: what came."""
         program = self.mode == b"p"
-        stdin = self._stdin(frame[JOB.size : JOB.size + size]) if program else NOTHING
+        stdin = self._stdin(memoryview(frame)[JOB.size : JOB.size + size]) if program else NOTHING
         output, their_output = os.pipe()
         errors, their_errors = os.pipe() if program else (-1, NOTHING)
         replies, self.replies = os.pipe() if self.mode == b"v" else (-1, -1)
@@ -128,22 +169,26 @@ class Run:
             if descriptor > NOTHING:
                 os.close(descriptor)
         self.output, self.errors = output, errors
-        self.streams[output] = bytearray()
+        frame.close()
+        self.streams[output] = Stream(self.left)
         if errors >= 0:
-            self.streams[errors] = bytearray()
+            self.streams[errors] = Stream(STDERR_BYTES)
         self.process = os.pidfd_open(self.pid)
         self.asking = False
         """A question was passed on, and its reply has not come."""
-        self.unsent = b""
-        """What the verifier has not taken of a reply."""
+        self.unsent: Memory | None = None
+        """A reply that the verifier has not taken whole."""
+        self.taken = 0
+        """Bytes of it that it has."""
         if self.replies >= 0:
             os.set_blocking(self.replies, False)
 
-    def _stdin(self, content: bytes) -> int:
+    def _stdin(self, content: memoryview) -> int:
         """A file with the program's input, already without a name."""
         path = os.path.join(TMP, "stdin")
-        with open(path, "wb") as file:
-            file.write(content)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        write_all(descriptor, content)
+        os.close(descriptor)
         descriptor = os.open(path, os.O_RDONLY)
         os.unlink(path)
         return descriptor
@@ -170,7 +215,8 @@ class Run:
                 if self.left < 0:
                     return "flooded"
             if 0 in ready:
-                self.unsent, self.asking = read_frame() + b"\n", False
+                self.unsent, self.taken, self.asking = read_frame(1), 0, False
+                self.unsent[-1:] = b"\n"
                 poll.register(self.replies, select.POLLOUT)
             if self.replies in ready and self.reply():
                 poll.unregister(self.replies)
@@ -181,31 +227,37 @@ class Run:
 
     def read(self, descriptor: int) -> bool:
         """Takes what is there to read; False at the end of the stream."""
-        data = os.read(descriptor, CHUNK)
-        self.left -= len(data)
-        kept = self.streams[descriptor]
-        kept += data
-        if descriptor == self.errors:
-            del kept[:-STDERR_BYTES]
-        return bool(data)
+        stream = self.streams[descriptor]
+        count = stream.read(descriptor)
+        self.left -= count
+        if descriptor == self.errors and stream.size > STDERR_BYTES:
+            stream.drop(stream.size - STDERR_BYTES)
+        return bool(count)
 
     def pass_on(self) -> None:
         """Sends what a verifier asks, one question at a time; what stays at the end is not its harness's word."""
         kept = self.streams[self.output]
-        if not (self.asking or self.unsent) and kept.startswith(b'{"ask"') and (end := kept.find(b"\n")) >= 0:
+        if self.asking or self.unsent is not None or kept.memory[: len(ASK)] != ASK:
+            return
+        if (end := kept.memory.find(b"\n", 0, kept.size)) >= 0:
             self.asking = True
-            send(b"a" + kept[:end])
-            del kept[: end + 1]
+            send(b"a", kept.view()[:end])
+            kept.drop(end + 1)
 
     def reply(self) -> bool:
         """Writes what the verifier takes now of a reply; whether that was the rest."""
+        assert self.unsent is not None
         try:
-            self.unsent = self.unsent[os.write(self.replies, self.unsent) :]
+            self.taken += os.write(self.replies, memoryview(self.unsent)[self.taken :])
         except BlockingIOError:
             pass
         except OSError:  # its reader is gone
-            self.unsent = b""
-        return not self.unsent
+            self.taken = len(self.unsent)
+        if self.taken < len(self.unsent):
+            return False
+        self.unsent.close()
+        self.unsent = None
+        return True
 
     def drain(self) -> None:
         """Reads what is left in the pipes of a process that is gone."""
@@ -222,9 +274,16 @@ class Run:
             if descriptor >= 0:
                 os.close(descriptor)
 
+    def forget(self) -> None:
+        """Gives back all memory that had to do with the job."""
+        for stream in self.streams.values():
+            stream.memory.close()
+        if self.unsent is not None:
+            self.unsent.close()
 
-def run(frame: bytes) -> bytes:
-    """Runs one job and cleans up after it; returns what the host is told."""
+
+def run(frame: Memory) -> None:
+    """Runs one job, cleans up after it, and tells the host."""
     start = time.monotonic()
     attempt = Run(frame)
     end = attempt.wait()
@@ -239,10 +298,13 @@ def run(frame: bytes) -> bytes:
     code = NO_CODE if end in ("timeout", "flooded") or status is None else os.waitstatus_to_exitcode(status)
     attempt.close()
     if attempt.asking:
-        read_frame()  # the reply that it did not wait for is no job
+        read_frame().close()  # the reply that it did not wait for is no job
     clean = empty(TMP) and empty(SHM)
-    output, errors = attempt.streams[attempt.output], attempt.streams.get(attempt.errors, b"")
-    return END.pack(b"e", end[:1].encode(), clean, code, seconds, len(output)) + output + errors
+    output = attempt.streams[attempt.output]
+    parts = [stream.view() for stream in attempt.streams.values()]
+    send(END.pack(b"e", end[:1].encode(), clean, code, seconds, output.size), *parts)
+    del parts
+    attempt.forget()
 
 
 def end_processes(pid: int, *, kill: bool) -> int | None:
@@ -287,11 +349,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     os.chdir(TMP)
-    for name in read_frame().decode().split():
+    for name in read_frame()[:].decode().split("\0")[0].split():
         importlib.import_module(name)
     harness.warm_up()
     gc.collect()
     gc.freeze()  # forks share these pages
     send(b"r")
     while True:
-        send(run(read_frame()))
+        run(read_frame())
