@@ -215,9 +215,9 @@ async def test_a_program_finds_nothing_of_earlier_ones_in_its_memory(sandbox: Do
     source = f"# SIBLING-SOURCE{'x' * 100 * padding}\nprint('SIBLING-' + 'OUTPUT' + input() * {1 + padding})\n"
     for _ in range(3):
         ran = await sandbox.run(Job(mode="program", source=source, stdin="SIBLING-INPUT\n", seconds=10.0))
-        assert "SIBLING-OUTPUT" in ran.output
+        assert "SIBLING-OUTPUT" in ran.stdout
         spied = await sandbox.run(Job(mode="program", source=SPY, seconds=10.0))
-        assert (spied.output, spied.end) == ("[]\n", End.DONE), spied.errors
+        assert (spied.stdout, spied.end) == ("[]\n", End.DONE), spied.stderr
 
 
 async def test_the_box_of_an_abandoned_job_is_destroyed(engine: Any, sandbox: DockerSandbox) -> None:
