@@ -141,7 +141,10 @@ def rlar(folder: Path, url: str, *args: str, code: int) -> list[dict[str, Any]]:
         text=True,
     )
     assert done.returncode == code, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    (rows,) = [one for one in found if one["type"] == "rows"]
+    assert rows["bad"] == 0 < rows["rows"] and rows["gaps"] == sum(one["type"] == "gap" for one in found)
+    return [one for one in found if one["type"] != "rows"]
 
 
 @pytest.mark.slow
