@@ -192,6 +192,8 @@ async def test_no_vllm_outlives_a_process_that_was_killed(tmp_path: Path) -> Non
     """vLLM itself does not look whether its parent lives; the one here listens and no more."""
     folder = tmp_path / "vllm" / "entrypoints" / "cli"
     folder.mkdir(parents=True)
+    for package in (folder, folder.parent, folder.parent.parent):  # so that it comes before one that is installed
+        (package / "__init__.py").touch()
     (folder / "main.py").write_text(STAND_IN)
     path = build(tmp_path, "qwen2")
     code = (
