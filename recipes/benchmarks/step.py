@@ -11,24 +11,25 @@ the reward path takes turns from step to step between verl's naive manager, the 
 per response (`step_arms.py`); the steps in a row that make a block, one of each arm, have the same prompts, so
 differences are taken within blocks.
 The policy's learning rate is next to nothing and all answers have their full length, so all steps have the same work.
-Printed are the time that a step waits for scores when no response is left to come (*exposed*), the plugin's work at the
-step's boundary, and the paired difference of whole steps, as the median with a 95 % bootstrap interval. A tiny policy
-is the worst case: its steps are short. `--prompts` keeps those of a larger one short; what a step costs once counts for
-more then. The processor time of all processes in the step is compared likewise: what else runs on the machine lengthens
-a step, and hardly adds to that; and that of the processes alone that score (reward workers, theirs for rules, the
-service), in shares of the whole, since what a step of some size computes varies by more than these use. If an interval
-holds the goal, the answer is "not decided", and the script says so. What the service and the processes for rules use
-while they wait is not seen, as they are there in all arms.
+Printed are the time from the first to the last of the responses that come to be scored together at the end of a step,
+until the last score is known (*exposed*), the plugin's work at the step's boundary, and the paired difference of whole
+steps, as the median with a 95 % bootstrap interval. A tiny policy is the worst case: its steps are short, and answers
+of one length come all at once, where those of a real one come one by one and few are left to wait for. `--prompts`
+keeps steps of a larger policy short; what a step costs once counts for more then. The processor time of all processes
+in the step is compared likewise: what else runs on the machine lengthens a step, and hardly adds to that; and that of
+the processes alone that score (reward workers, theirs for rules, the service), in shares of the whole, since what a
+step of some size computes varies by more than these use. If an interval holds the goal, the answer is "not decided",
+and the script says so. What the service and the processes for rules use while they wait is not seen, as they are there
+in all arms.
 
 *scaling*: no policy. verl's own reward workers in a Ray of two nodes on this machine get the same responses (answers of
 real models to GSM8K) as fast as they take them: 1, 2 and 4 workers on one node, 2 and 4 on two. The clock stops when
 all scores are back and, with the plugin, in the ledger; the last rows take some 40 ms for that, however many there were
-(`--groups`). Arms and settings take turns in rounds; the first round is left
-out. *Scaling kept* is the plugin's gain over its one worker, in shares of the naive manager's. Where cores are fewer
-than processes that want one, that says less of the plugin than of the cores: one worker with its process for rules and
-the service keeps two of them busy already. So the processor time of all processes per response is compared, too, over
-its own with one worker: what grows there grows with the workers on any machine. *Service* is the part of it that no
-further worker shares.
+(`--groups`). Arms and settings take turns in rounds; the first round is left out. *Scaling kept* is the plugin's gain
+over its one worker, in shares of the naive manager's. Where cores are fewer than processes that want one, that says
+less of the plugin than of the cores: one worker with its process for rules and the service keeps two of them busy
+already. So the processor time of all processes per response is compared, too, over its own with one worker: what grows
+there grows with the workers on any machine. *Service* is the part of it that no further worker shares.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ GOALS = {
     "missing_rows": 0,
 }
 GROUP = 8
+TOGETHER_S = 0.2
+"""Responses come together if none comes later than this after the one before it, in seconds."""
 Figures = dict[str, float]
 
 
@@ -152,13 +155,11 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
     train(overrides, folder, steps=steps, console=Console(stderr=True))
 
     seconds = {line["step"]: line for line in lines(folder / STEPS)}
-    arrived, done, count = defaultdict[int, float](float), defaultdict[int, float](float), defaultdict[int, int](int)
+    scored = defaultdict[int, list[tuple[float, float]]](list)
     for file in folder.glob(RESPONSES.format("*")):
         for line in lines(file):
-            step = line["step"]
-            arrived[step], done[step] = max(arrived[step], line["received"]), max(done[step], line["done"])
-            count[step] += 1
-    exposed = {step: max(0.0, done[step] - arrived[step]) for step in arrived}
+            scored[line["step"]].append((line["received"], line["done"]))
+    exposed = {step: last_wait(times) for step, times in scored.items()}
     blocks = [range(first, first + len(ARMS)) for first in range(len(ARMS) + 1, steps + 1, len(ARMS))]  # warm by then
 
     def of(arm: str, what: Mapping[int, float]) -> list[float]:
@@ -195,8 +196,23 @@ def training(folder: Path, args: argparse.Namespace) -> Figures:
         kept = dict(db.execute("SELECT step, COUNT(*) FROM scores GROUP BY step").fetchall())
     wanted = {step: responses for step in range(1, steps + 1) if arm_of(step) != "naive"}
     figures["missing_rows"] = sum(abs(kept.get(step, 0) - wanted.get(step, 0)) for step in range(1, steps + 1))
-    figures["missing_rows"] += sum(abs(count[step] - responses) for step in range(1, steps + 1))
+    figures["missing_rows"] += sum(abs(len(scored[step]) - responses) for step in range(1, steps + 1))
     return figures
+
+
+def last_wait(times: Sequence[tuple[float, float]]) -> float:
+    """How long the last responses of a step that come together are scored, in seconds.
+
+    Args:
+        times: Of each response, when it came and when its score was known.
+    """
+    came = sorted((received for received, _ in times), reverse=True)
+    first = came[0]
+    for received in came[1:]:
+        if first - received > TOGETHER_S:
+            break
+        first = received
+    return max(done for _, done in times) - first
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
