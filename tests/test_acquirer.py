@@ -45,7 +45,9 @@ def row(
 def make_acquirer(folder: Path, work: str = "agents_at_work:acquires", **settings: Any) -> Acquirer:
     acquire = {"enabled": True, "labelled": ["answers.jsonl"], "window": 4, "share": 0.5, "again_after": 3}
     config = parse({"run_dir": str(folder), "acquire": acquire | settings})
-    return Acquirer(config, folder / "library", work)
+    made = Acquirer(config, folder / "library", work)
+    made.begin_step(0, LIVE)
+    return made
 
 
 async def finished(acquirer: Acquirer) -> None:
@@ -127,6 +129,7 @@ async def test_the_gap_by_which_most_is_to_be_gained_comes_first_and_each_cluste
         }
     )
     acquirer = Acquirer(config, tmp_path / "library", "agents_at_work:acquires", lambda snapshot: known)
+    acquirer.begin_step(0, LIVE)
     for cluster, count in (("open#1", 7), ("open#2", 3), ("open#3", 4), ("open#4", 1), ("open#5", 1)):
         for _ in range(count):
             acquirer.saw(row(Kind.OPEN, cluster not in ("open#4", "open#5"), cluster=cluster))

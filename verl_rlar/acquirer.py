@@ -107,7 +107,7 @@ class Acquirer:
             snapshot: Its tools.
         """
         config = self._config.acquire
-        if self._toolset and self._toolset != snapshot.toolset:
+        if self._toolset != snapshot.toolset:
             self._since = step
             self._seen.clear()
         self._toolset = snapshot.toolset

@@ -28,7 +28,7 @@ import logging
 import secrets
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,7 @@ class Adviser:
         tokens of the run. Empty if no LLM is asked."""
         if not self._on:
             return {}
-        rulings = sum(bool(ruling.tool) for ruling in self._advice.rulings)
+        rulings = sum(bool(ruling.tool) for ruling in self._counting().values())
         numbers = {name: float(self._numbers[name]) for name in ("answers", "faults", "tokens")}
         return {f"rlar/advice/{name}": value for name, value in (numbers | {"rulings": float(rulings)}).items()}
 
@@ -287,11 +287,14 @@ class Adviser:
 
     def _take_up(self, step: int) -> None:
         rulings: list[Ruling] = []
+        new: list[Ruling] = []
         for question, answer, fault in self._came:
+            before = len(rulings)
             if fault:
                 self._numbers["faults"] += 1
                 logger.warning("the LLM gave no answer on the cluster %s: %s", question.cluster, fault)
             rulings += self._kept(question) if fault else self._rulings(question, answer)
+            new += [] if fault else rulings[before:]
         try:
             self._advice.add(rulings, step)
         except LibraryError as error:
@@ -305,16 +308,19 @@ class Adviser:
                 self._seen[question.cluster].odd.clear()
         self._numbers["answers"] += len(self._came)
         self._came.clear()
-        for ruling in rulings:
+        for ruling in new:
             if ruling.tool:
                 place = f"{'a prompt of ' if ruling.query else ''}cluster {ruling.cluster}"
                 logger.warning("before step %d: %s advises a tool for %s", step, ruling.by, place)
 
     def _kept(self, question: _Question) -> list[Ruling]:
-        """Where there was no answer: what counted before, as the answer to this question; so it is not asked again."""
-        counts = {one.query or one.cluster: one for one in self._advice.rulings}
-        made = self._rulings(question, {})
-        return [replace(counts.get(one.query or one.cluster, one), question=question.id) for one in made]
+        """Where there was no answer: none, so that it is not asked again; and then what counted before, as it was."""
+        made, counting = self._rulings(question, {}), self._counting()
+        return [*made, *(counting[place] for one in made if (place := one.query or one.cluster) in counting)]
+
+    def _counting(self) -> dict[str, Ruling]:
+        """By cluster or prompt, the latest ruling."""
+        return {one.query or one.cluster: one for one in self._advice.rulings}
 
     def _rulings(self, question: _Question, answer: Mapping[str, Any]) -> list[Ruling]:
         """What may count of an answer. An answer that advises nothing is kept, too: it is not asked for again."""

@@ -193,7 +193,9 @@ class Competence:
             return _belief(share * right, share * wrong, source, None)
         here = here or (tool.kind == "verifier" and bool(cluster) and (tool.digest, kind) in self._placed)
         trust = TRUSTED if tool.kind == "rule" else UNKNOWN
-        share = min(1.0, FROM_KIND / sum(trust))
+        measured = [record for record in (whole, part) if record is not None]
+        as_good = sum(one.right for one in measured) * sum(trust) >= trust[0] * sum(one.prompts for one in measured)
+        share = 1.0 if trust is TRUSTED and as_good and not here else min(1.0, FROM_KIND / sum(trust))
         right, wrong = prior = share * trust[0], share * trust[1]
         if whole is not None:
             share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
@@ -519,7 +521,12 @@ class Store:
     def _make(self, snapshot: Snapshot) -> Competence:
         cards = {tool.digest: self._card_of(tool.digest) for tool in snapshot.tools}
         examined = {digest: card for digest, card in cards.items() if card is not None}
-        exams = of_exams({tool.digest: self._exam_of(tool.digest) for tool in snapshot.tools}, self._cluster_of)
+        answers = {tool.digest: self._exam_of(tool.digest) for tool in snapshot.tools}
+        for tool in snapshot.tools:
+            too_few = examined.get(tool.digest, {}).get("unproven") or ()
+            if tool.kind == "rule" and too_few:
+                answers[tool.digest] = [one for one in answers[tool.digest] if one["kind"] not in too_few]
+        exams = of_exams(answers, self._cluster_of)
         return gather(snapshot.tools, examined, (*self._labelled, *exams))
 
     def _kept(self, version: str) -> Competence | None:

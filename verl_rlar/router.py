@@ -312,10 +312,12 @@ def _compare(
 
 
 def _best(candidates: Sequence[_Candidate], alike: float) -> _Candidate:
-    """The one with the highest lower end; of those that are alike the cheaper, the faster, the first."""
+    """The one with the highest lower end; of those that are alike the cheaper, the faster (if all were timed), the
+    first."""
     top = max(one.belief.low for one in candidates)
     near = [one for one in candidates if one.belief.low >= top - alike]
-    return min(near, key=lambda one: (one.belief.dollars or 0.0, one.belief.seconds or 0.0, one.place))
+    timed = all(one.belief.seconds is not None for one in near)
+    return min(near, key=lambda one: (one.belief.dollars or 0.0, one.belief.seconds if timed else 0.0, one.place))
 
 
 def _of_models(

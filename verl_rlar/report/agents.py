@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from verl_rlar.advice import FILE_NAME as ADVICE_FILE
-from verl_rlar.advice import Advice
+from verl_rlar.advice import Advice, Ruling
 from verl_rlar.errors import AgentError, LibraryError
 from verl_rlar.library import LibraryView
 from verl_rlar.purse import account_of
@@ -101,7 +101,11 @@ def advice(library: LibraryView | None) -> list[dict[str, Any]]:
         kept = Advice(library.path / ADVICE_FILE, writes=False)
     except LibraryError:
         return []
-    dated = [(step, one) for step, one in zip(kept.steps, kept.rulings, strict=True) if one.tool]
+    first: dict[Ruling, int] = {}  # one that stays as no answer came is in the file again
+    for step, one in zip(kept.steps, kept.rulings, strict=True):
+        if one.tool:
+            first.setdefault(one, step)
+    dated = [(step, one) for one, step in first.items()]
     return [
         {"step": step, "cluster": cut(one.cluster, 120), "single": bool(one.query), "digest": cut(one.tool, 16)}
         | {"reason": cut(one.why, 300), "by": cut(one.by, 120)}

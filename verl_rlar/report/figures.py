@@ -302,9 +302,11 @@ def _curves(reading: Reading, split: str) -> dict[str, Any]:
     whole = _summed(cells.values(), points)
     by_source = _grouped(cells, 0, points)
     by_route = _grouped(cells, 1, points)
-    uncovered = reading.db.execute("SELECT TOTAL(n) FROM grouped WHERE split = ? AND route = '-'", (split,)).fetchone()[
-        0
-    ]
+    sql = (  # what came while no service answered has no route either, and no snapshot
+        "SELECT COUNT(*) FROM scores JOIN chosen USING (split, step, attempt) "
+        "WHERE split = ? AND route = '-' AND snapshot <> ''"
+    )
+    uncovered = reading.db.execute(sql, (split,)).fetchone()[0]
     return {
         "steps": [list(point) for point in reading.axes[split].points],
         "all": _series(whole),

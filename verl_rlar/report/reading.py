@@ -37,8 +37,8 @@ AT_ONCE = 400
 
 _GROUPED = """
 CREATE TEMP TABLE grouped AS
-SELECT split, step, attempt, uid, MIN(route) AS route, MIN(data_source) AS data_source, COUNT(*) AS n,
-    COUNT(value) AS scored, SUM(outcome = 'failed') AS failed, SUM(outcome = 'hacked') AS hacked,
+SELECT split, step, attempt, uid, COALESCE(MIN(NULLIF(route, '-')), '-') AS route, MIN(data_source) AS data_source,
+    COUNT(*) AS n, COUNT(value) AS scored, SUM(outcome = 'failed') AS failed, SUM(outcome = 'hacked') AS hacked,
     SUM(outcome = 'abstained') AS abstained, MIN(value) AS low, MAX(value) AS high, TOTAL(value) AS total,
     TOTAL(sent) AS sent
 FROM scores GROUP BY split, step, attempt, uid

@@ -29,6 +29,7 @@ import struct
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -53,7 +54,9 @@ HOST_LABEL, OWNER_LABEL = "verl_rlar.host", "verl_rlar.owner"
 START_TIMEOUT_S = 60.0
 """How long a box may take to start, in seconds."""
 EVENT_S = 2.0
-"""How long the engine may take to say that a box had no memory left, in seconds."""
+"""How long the engine may take to say that it is there, or that a box had no memory left, in seconds."""
+_PINGS = ThreadPoolExecutor(4, thread_name_prefix="rlar-ping")
+"""Asks whether the engine is there: other threads may all be busy with boxes, which says nothing about it."""
 REMOVAL_S = 10.0
 """How long the engine may take to remove a box that has ended by itself, in seconds."""
 FRAME_BYTES = 64 << 20
@@ -239,7 +242,8 @@ class Box:
 
     async def _engine_answers(self) -> bool:
         try:
-            await asyncio.wait_for(asyncio.to_thread(self._container.client.api.ping), EVENT_S)
+            ping = asyncio.get_running_loop().run_in_executor(_PINGS, self._container.client.api.ping)
+            await asyncio.wait_for(ping, EVENT_S)
         except (DockerException, OSError, TimeoutError, asyncio.TimeoutError):
             return False
         return True

@@ -276,7 +276,7 @@ class Pool:
             self._awake.clear()
             try:
                 end = time.monotonic() + self._config.drain_timeout_s
-                for served in self._served.values():
+                for served in [*self._served.values(), *self._starting]:  # they may change while it waits
                     while served.asking:
                         await _until(served.changed.wait(), end, f"{served.model.name} goes on being asked: no sleep")
             except BaseException:
@@ -515,8 +515,13 @@ class Pool:
                 return await VllmReplica.start(model, self._config, slot.devices, slot.need.bytes_each)
         return await TransformersReplica.start(model, self._config, slot.devices)
 
-    async def _check_golden(self, served: _Served, replica: Replica) -> None:
+    async def _check_golden(self, served: _Served, replica: Replica, seconds: float | None = None) -> None:
         """Asks for what is known; this is the warm-up, too.
+
+        Args:
+            served: The model.
+            replica: Its server.
+            seconds: How long it may take; None: as long as a start.
 
         Raises:
             WrongGolden: It does not know it.
@@ -524,7 +529,7 @@ class Pool:
         model, config = served.model, self._config
         known = model.golden or self._golden.get((model.key, model.how), ())
         asked = [golden.conversation for golden in known] or GOLDEN_CONVERSATIONS
-        found = await _outputs(replica, model.name, model.how, asked, config.start_timeout_s)
+        found = await _outputs(replica, model.name, model.how, asked, seconds or config.start_timeout_s)
         if not known:
             pairs = zip(asked, found, strict=True)
             learned = tuple(Golden(conversation=one, value=scored.value) for one, scored in pairs)
@@ -561,9 +566,11 @@ class Pool:
                     if missed > 1:
                         raise
                 if self._awake.is_set() and time.monotonic() - checked > config.golden_s:
-                    served.asking += 1  # `sleep` waits for it
+                    served.asking += 1  # `sleep` waits for it: a server that hangs is found before that gives up
                     try:
-                        await self._check_golden(served, replica)
+                        await self._check_golden(
+                            served, replica, min(config.start_timeout_s, config.drain_timeout_s / 2)
+                        )
                     finally:
                         served.asking -= 1
                         served.stir()
