@@ -143,10 +143,11 @@ def _write(
         raise ConfigError("nothing to write it from: give --data FILE or --cases FILE")
     if record and replay:
         raise ConfigError("--record and --replay exclude each other: what is replayed is recorded already")
-    if out and out.exists():
+    if out and (out.is_file() or out.is_dir()):
         raise ConfigError(f"--out {out} is there already: name another file")
     if out and not out.absolute().parent.is_dir():
         raise ConfigError(f"--out {out} cannot be written: there is no folder {out.absolute().parent}")
+    library = library_folder(folder) or new_library_folder(folder) if folder else None
     if n is not None:
         config = config.model_copy(update={"agents": config.agents.model_copy(update={"drafts": n})})
     console = Output()
@@ -175,7 +176,7 @@ def _write(
             on_event=on_event,
             on_progress=on_progress,
         )
-    _finish(written, console, folder, then, out, as_json, config)
+    _finish(written, console, library, then, out, as_json, config)
     return OK if written.admitted else BAD
 
 
@@ -201,7 +202,7 @@ def _say(console: Output, kind: str, what: Any) -> None:
 def _finish(
     written: Written,
     console: Output,
-    folder: str | None,
+    library: Path | None,
     then: str,
     out: Path | None,
     as_json: bool,
@@ -218,7 +219,12 @@ def _finish(
             for check in Rubric.of(spec).checks if written.form == "rubric" else ():
                 print(visible(f"{check.weight:>3g}  {check.question}"))
             print("\n".join(map(visible, card.markdown().splitlines())))
-        if folder:
+        if out:
+            try:
+                out.write_text(admitted.source, encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from None
+        if library:
             events: dict[str, EventKind] = {"shadow": "shadow", "live": "live"}
             asked = Submission(
                 digest=spec.digest,
@@ -230,12 +236,7 @@ def _finish(
                 event=events.get(then),
                 replace=True,
             )
-            submitted(library_folder(folder) or new_library_folder(folder), asked, spec.name, as_json=as_json)
-        if out:
-            try:
-                out.write_text(admitted.source, encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"--out {out} cannot be written: {error.strerror or error}") from None
+            submitted(library, asked, spec.name, as_json=as_json)
     else:
         complain(written.why)
     if as_json:

@@ -122,12 +122,17 @@ def _by_text(text: str, options: dict[str, str]) -> str | None:
 
 _HYPHEN = re.compile(r"(?<=[^\W\d_][^\W\d_])[-/]|(?<=[^\W_])[-/](?=[^\W\d_][^\W\d_])")
 """In a word, where it may as well be a space."""
-_SIGN = re.compile(r"[-+/^=<>#]|(?<=\d)[.:](?=\d)|(?<!\d)\.(?=\d)")
+_SIGN = re.compile(r"[-+/=<>#]|(?<=\d)[.:](?=\d)|(?<!\d)\.(?=\d)")
+
+
+_LETTER_FIRST = re.compile(r"^\W*\w[)\]}.:,;]*\s*(?:[-=]>|=|/|-\s)?\s*")
+"""The letter of an option, and what may stand between it and the option's text."""
 
 
 def _signs(text: str) -> list[str]:
     """What `normalise` drops and mathematics or a name needs: -3 is not 3, nor 1.5 15, nor C++ C."""
-    return _SIGN.findall(_HYPHEN.sub(" ", re.sub(r"^-\s", "", plain(text))))
+    text = re.sub(r"^(?:[-=]?>|=|-(?=\s+[^\W\d]))\s*", "", plain(text))  # a bullet, a quotation, an arrow
+    return _SIGN.findall(_HYPHEN.sub(" ", re.sub(r"(?<![\w)])-\s+(?=\d)", "-", text)))
 
 
 def _chosen(text: str, options: dict[str, str]) -> set[str]:
@@ -178,6 +183,6 @@ def _statement(text: str, options: dict[str, str]) -> set[str]:
         if more is None:
             break
         at = more.end()
-    if len(found) == 1 and (rest := re.sub(r"^\W*\w[)\]}.:,;]*\s*", "", text)) and (other := _by_text(rest, options)):
+    if len(found) == 1 and (rest := _LETTER_FIRST.sub("", text)) and (other := _by_text(rest, options)):
         found.add(other)
     return found

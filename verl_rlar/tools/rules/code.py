@@ -259,7 +259,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
     blocks = code_blocks(text)
     defining = [block for block in blocks if (_defines(block, wanted) if wanted else _WRITES.search(block))]
     if not wanted:  # an example of its use, in a block below, reads nothing
-        defining = [block for block in defining if _READS.search(block)] or defining
+        defining = [block for block in defining if _READS.search(_COMMENT.sub("", block))] or defining
     code = (defining or blocks or [text])[-1]
     if not wanted or not prompt.text:
         return code
@@ -274,6 +274,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
 _WRITES = re.compile(r"\b(?:print|write|writelines|stdout|exec|eval|system)\b")
 """What a whole program has in it; an example of its input and output, in a block below, has not."""
 _READS = re.compile(r"\b(?:input|stdin|open|read|fileinput)\b")
+_COMMENT = re.compile(r"#[^\n]*")
 _FUTURE = re.compile(r"^from __future__ import [^\n]*", re.MULTILINE)
 
 
@@ -446,8 +447,11 @@ def alike(got: Any, expected: Any) -> bool:
     if isinstance(got, float) or isinstance(expected, float):
         if not isinstance(got, (int, float)) or not isinstance(expected, (int, float)):
             return False
-        near = 1e-6 if isinstance(expected, float) else 0.0  # of a whole number, 1e-6 of it may be thousands
-        return got == expected or math.isclose(got, expected, rel_tol=near, abs_tol=1e-9 if near else 1e-6)
+        if got == expected or isinstance(expected, float):
+            return got == expected or math.isclose(got, expected, rel_tol=1e-6, abs_tol=1e-9)
+        if not math.isfinite(got) or float(got).is_integer():  # of a whole number, 1e-6 of it may be thousands
+            return math.isfinite(got) and int(got) == expected
+        return abs(expected) < 2**53 and abs(got - expected) <= max(1e-6, 4 * math.ulp(got))
     return bool(got == expected)
 
 

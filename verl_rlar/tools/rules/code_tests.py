@@ -369,6 +369,12 @@ def _tree(text: str) -> ast.Module:
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 
 
+def _code_in(prompt: str) -> tuple[str, str, str]:
+    """What may be the Python of a prompt: all, its fenced blocks, or those that are Python, as one may hold output."""
+    fences = _FENCE.findall(prompt)
+    return prompt, "\n\n".join(fences), "\n\n".join(text for text in fences if _completed(text) is not None)
+
+
 def prompt_code(prompt: str, entry: str) -> PromptCode:
     """The Python in a prompt: the prompt itself (a completion task), or its fenced blocks.
 
@@ -379,7 +385,7 @@ def prompt_code(prompt: str, entry: str) -> PromptCode:
     nothing = PromptCode(text="", preamble="", helpers=())
     if len(prompt) > MAX_CODE:
         return nothing
-    for text in (prompt, "\n\n".join(_FENCE.findall(prompt))):
+    for text in _code_in(prompt):
         tree = _completed(text)
         if tree is None or not any(isinstance(node, _DEFINITIONS + _IMPORTS) for node in tree.body):
             continue
@@ -393,22 +399,38 @@ def prompt_code(prompt: str, entry: str) -> PromptCode:
             if (isinstance(node, _FUNCTIONS) and node is not last and not _is_stub(node))
             or isinstance(node, (*_IMPORTS, ast.Assign, ast.AnnAssign))
         ]
-        given = "".join(map(_guarded, filter(_is_given, tree.body)))
+        behind = tree.body[tree.body.index(last) + 1 :] if last else tree.body
+        given = "".join(_guarded(node) for node in behind if _is_given(node, name))
         return PromptCode(
             text=text,
-            preamble="".join(lines[: first_line - 1]) if first_line else given,
+            preamble="".join(lines[: first_line - 1] if first_line else ()) + given,
             helpers=tuple(map(ast.unparse, helpers)),
         )
     return nothing
 
 
-def _is_given(node: ast.stmt) -> bool:
-    """Whether a statement of a prompt that lacks the entry point is something for the program to use."""
+def _is_given(node: ast.stmt, entry: str) -> bool:
+    """Whether a statement of a prompt is something for the program to use: no example of its use, and nothing that
+    hides a name of Python's own from it."""
+    if isinstance(node, ast.Try):
+        return all(_is_given(inner, entry) and isinstance(inner, _IMPORTS) for inner in node.body)
     if isinstance(node, ast.ImportFrom) and node.module == "__future__":
         return False
+    if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
+        return node.module not in ("math", "cmath", "numpy", "os")  # they have a `pow`, `sum` or `open`
     if isinstance(node, (ast.Assign, ast.AnnAssign)):
-        return not any(isinstance(part, ast.Call) for part in ast.walk(node))
-    return isinstance(node, (*_IMPORTS, ast.ClassDef)) or (isinstance(node, _FUNCTIONS) and not _is_stub(node))
+        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
+        return not names & {entry, "input", "open", "sys", "exit", "quit"} and not _hides(node)
+    given = isinstance(node, (*_IMPORTS, ast.ClassDef)) or (isinstance(node, _FUNCTIONS) and not _is_stub(node))
+    return given and not _hides(node)
+
+
+def _hides(node: ast.stmt) -> bool:
+    """Whether a statement gives a name of Python's own another meaning."""
+    return not _BUILT_IN.isdisjoint(_bound([node] if isinstance(node, _DEFINITIONS) else ast.walk(node)))
+
+
+_BUILT_IN = frozenset(dir(builtins))
 
 
 def _guarded(node: ast.stmt) -> str:
@@ -477,7 +499,7 @@ def _tested(query: Query, tests: ast.Module) -> str:
             if isinstance(first, ast.Name):
                 return first.id
     prompt = _prompt(query)[:MAX_CODE]
-    for text in (prompt, "\n\n".join(_FENCE.findall(prompt))):
+    for text in _code_in(prompt):
         tree = _completed(text)
         names = [node.name for node in tree.body if isinstance(node, _FUNCTIONS)] if tree else []
         if names:

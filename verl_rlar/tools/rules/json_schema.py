@@ -49,7 +49,7 @@ def json_schema(sample: Sample) -> Verdict:
     schema = sample.query.extra.get("json_schema")
     bare = None
     if isinstance(schema, Mapping):
-        schema, bare = (json.dumps(one, default=_plain) for one in (schema, _without_none(schema)))
+        schema, bare = (json.dumps(one, default=_plain) for one in (_without_filler(schema), _without_none(schema)))
     if not isinstance(schema, str) or not schema.strip():
         return Verdict(value=None, reason='no schema in extra["json_schema"]')
     try:
@@ -92,12 +92,14 @@ def _validator(schema: str) -> Any:
         raise ValueError(f"reference {remote[:80]!r} is not fetched")
     dialect = validator_for(parsed, default=Draft202012Validator)
     dialect.check_schema(parsed)
+    if isinstance(parsed, dict):
+        parsed.pop("$schema", None)  # else references to the whole are checked by the dialect's own rules
     return extend(dialect, {"multipleOf": _multiple_of})(parsed, registry=Registry())
 
 
 def _multiple_of(validator: Any, step: Any, number: Any, schema: Any) -> Iterator[ValidationError]:
     """19.99 is a multiple of 0.01, though not as a float."""
-    if not validator.is_type(number, "number"):
+    if not validator.is_type(number, "number") or step != step:  # NaN, as pandas has what is missing
         return
     try:
         rest = Fraction(str(number)) % Fraction(str(step))
@@ -131,6 +133,16 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _without_none(item) for name, item in value.items() if item is not None}
     return [_without_none(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_filler(value: Any) -> Any:
+    """A schema without a ``const`` of None beside a type that None is not of: parquet again, and a valid schema."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        types = _without_filler(value.get("type"))
+        filler = "const" in value and value["const"] is None and types is not None and "null" not in types
+        return {name: _without_filler(item) for name, item in value.items() if not (filler and name == "const")}
+    return [_without_filler(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import sympy
 from latex2sympy2_extended import NormalizationConfig, normalize_latex
@@ -177,7 +178,7 @@ _SPACES = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<!\\)~|\s+")
 _ROW_END = re.compile(r"\\\\\s*\[\s*-?[\d.]+\s*(?:pt|em|ex|mm|cm|in)\s*\]")
 """``\\\\[6pt]``"""
 _ARRAY = re.compile(r"\\begin\s*\{array\}\s*\{[^{}]*\}(.*?)\\end\s*\{array\}", re.DOTALL)
-_REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\overline\s*\{\s*(\d{1,20})\s*\}")
+_REPEATING = re.compile(r"(?<![\d.])(\d{0,20})\.(\d{0,20})\\(?:overline|bar)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))")
 _THOUSANDS = re.compile(r"(?<![\w.,(\[])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 
 
@@ -187,6 +188,7 @@ def _clean(text: str) -> str:
     text = _ARRAY.sub(r"\\begin{matrix}\1\\end{matrix}", _ROW_END.sub(r"\\\\", text))
     text = _REPEATING.sub(_fraction, text)
     text = re.sub(r"√\s*(\d+|[A-Za-z])", r"\\sqrt{\1}", text).replace("√", r"\sqrt")
+    text = re.sub(r"\\lor(?![A-Za-z])", " or ", re.sub(r"\\([lg]e)qslant(?![A-Za-z])", r"\\\1 ", text))
     for symbol, latex in _UNICODE.items():
         text = text.replace(symbol, latex)
     text = unicodedata.normalize("NFKC", text)
@@ -206,7 +208,7 @@ def _clean(text: str) -> str:
 
 def _fraction(found: re.Match[str]) -> str:
     """``0.1\\overline{6}`` as a fraction."""
-    head, tail, again = found[1], found[2], found[3]
+    head, tail, again = found[1], found[2], found[3] or found[4]
     over = int(head + tail + again) - int(head + tail or "0")
     return rf"\frac{{{over}}}{{{10 ** len(tail) * (10 ** len(again) - 1)}}}"
 
@@ -559,6 +561,13 @@ def _parse(text: str) -> sympy.Basic | sympy.MatrixBase | None:
 class _Parser(_Latex2Sympy):
     """math-verify's parser, with numbers made directly: upstream hands digits to `sympify`, which evaluates them."""
 
+    def convert_postfix_list(self, terms: list[Any], at: int = 0) -> Any:
+        if at + 1 < len(terms):  # upstream takes any two numbers side by side for a mixed one, and adds them
+            left, right = self.convert_postfix(terms[at]), self.convert_postfix_list(terms, at + 1)
+            if isinstance(left, sympy.Integer) and isinstance(right, sympy.Rational) and not 0 < right < 1:
+                return self.mul_flat(left, right)
+        return super().convert_postfix_list(terms, at)
+
     def parse_number(self, text: str) -> sympy.Number:
         digits = text.replace(",", "")
         return sympy.Integer(int(digits)) if digits.isdigit() else sympy.Float(digits)
@@ -634,7 +643,9 @@ def _same(gold: _Form, answer: _Form) -> bool:
     if gold.name and answer.name and gold.name.lower() != answer.name.lower():
         return _same_relation(gold, answer)
     if gold.parts and answer.parts:
-        if (gold.left, gold.right) != (answer.left, answer.right) and not (gold.left == "∪" and _alternatives(answer)):
+        if (gold.left, gold.right) != (answer.left, answer.right) and not (
+            (gold.left == "∪" and _alternatives(answer)) or (answer.left == "∪" and _alternatives(gold))
+        ):
             return False
         if gold.left and gold.left != "∪":
             pairs = zip(gold.parts, answer.parts, strict=False)
@@ -649,11 +660,14 @@ def _same(gold: _Form, answer: _Form) -> bool:
 
 def _alternatives(form: _Form) -> bool:
     """Whether it is ``x < 2 or x > 3``."""
-    relations = all(part.tree is not None and _is_relation(part.tree) for part in form.parts)
-    return not form.left and relations and bool(_OR.search(form.text)) and not _AND.search(form.text)
+    trees = [part.tree for part in form.parts if part.tree is not None and _is_relation(part.tree)]
+    if form.left or len(trees) < len(form.parts) or len(set().union(*(tree.free_symbols for tree in trees))) != 1:
+        return False
+    return bool(_OR.search(form.text)) and not _AND.search(_OR.sub("", form.text))
 
 
-_OR, _AND = re.compile(r"(?<![A-Za-z])or(?![A-Za-z])"), re.compile(r"[,;]|(?<![A-Za-z])and(?![A-Za-z])")
+_OR = re.compile(r"(?:[,;]\s*)?(?:\\(?:text|mathrm|mbox)\s*\{\s*)?(?<![A-Za-z])or(?![A-Za-z])")
+_AND = re.compile(r"[,;]|(?<![A-Za-z])and(?![A-Za-z])")
 _RELATION = re.compile(r"[<>=]|\\(?:le|leq|ge|geq|lt|gt)(?![A-Za-z])")
 
 
@@ -699,7 +713,7 @@ def _same_percent(gold: _Form, answer: _Form) -> bool:
     return _equal(gold.tree, answer.tree / 100) or (large and _equal(gold.tree, answer.tree))
 
 
-_FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\div(?![A-Za-z])|\\[dt]?binom")
+_FOLDED = re.compile(r"[\d)}]\s*/\s*[\d({]|\\div(?![A-Za-z])|\\[dt]?binom|\\begin\s*\{vmatrix")
 """What the parser computes at once, so that the tree does not show it."""
 _MIXED = re.compile(r"\d\s*\\[dtc]?frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))|\d\s+(\d+)\s*/\s*(\d+)")
 _MIXED_HEAD = re.compile(r"\d\s*\\[dtc]?frac|\d\s+\d+\s*/")

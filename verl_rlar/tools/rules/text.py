@@ -30,10 +30,24 @@ _BOX = re.compile(r"\\boxed\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 _COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 
 
+_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+
+
+def _tagged(text: str) -> str:
+    """What the last pair of answer tags holds; without a pair what follows an open one; else all."""
+    begin, held = None, None
+    for tag in _TAG.finditer(text):
+        if not tag[1]:
+            begin = tag.end()
+        elif begin is not None:
+            begin, held = None, text[begin : tag.start()]
+    return held if held is not None else text[begin or 0 :]
+
+
 def stated_answer(response: str) -> str:
     r"""The part of a response that counts: what it boxes or states after "Answer:", else all after ``</think>``."""
     text = response[-TAIL:].rpartition("</think>")[2]
-    text = text.rpartition("<answer>")[2].partition("</answer>")[0]
+    text = _tagged(text)
     stated = deque(_BOX.finditer(text), maxlen=1) or deque(_STATED.finditer(text), maxlen=1)
     return _COMMAND.sub(r"\1", stated[0][1] if stated else text)
 
