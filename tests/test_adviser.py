@@ -252,11 +252,14 @@ async def test_no_answer_to_a_later_question_leaves_what_counted(
         await bench.boundary(1)
         await bench.boundary(2)
         assert bench.route(POEMS[0], 2).name == "b"
+        advised = bench.advice.on(SNAPSHOT, 2).advice
         monkeypatch.setitem(globals(), "SNAPSHOT", Snapshot(tools=(*SNAPSHOT.tools, tool("c"))))
         for step in range(3, 160, 39):
             await bench.boundary(step)
         assert bench.route(POEMS[0], 159).name == "b"
         assert len(llm.requests) == 3, "a question that got no answer is not asked for ever"
+    assert bench.advice.on(SNAPSHOT, 159).advice == advised, "so no route is decided again"
+    assert bench.adviser.metrics()["rlar/advice/rulings"] == 1
 
 
 async def test_the_tokens_of_a_run_are_kept_over_its_starts(tmp_path: Path) -> None:

@@ -390,3 +390,35 @@ async def test_a_decision_is_a_function_of_what_it_is_given() -> None:
     assert made == decide(OPEN, snapshot, RoutingConfig(), cluster="open#1", competence=known)
     renamed = replace(OPEN, data_source="another", extra={"index": 3})
     assert await router.route(renamed, snapshot) == made
+
+
+@pytest.mark.parametrize("prompts", [1, 5, 8, 12, 17, 40])
+def test_an_exam_without_a_fault_takes_no_queries_from_a_rule_however_small_it_is(prompts: int) -> None:
+    exact, loose = BUILTIN.tool("exact_match"), BUILTIN.tool("token_f1")
+    query = make_query("Who wrote Faust?", "Johann Wolfgang von Goethe")
+    known = gather([exact, loose], {exact.digest: card(exact, share=1.0, prompts=prompts, kind=Kind.SHORT_TEXT)})
+    assert route(query, [exact, loose], known).name == "exact_match"
+
+
+def test_labelled_answers_of_an_exam_with_too_few_of_them_take_no_queries_from_a_rule() -> None:
+    exact, loose = BUILTIN.tool("exact_match"), BUILTIN.tool("token_f1")
+    queries = [make_query(f"Who wrote book {number}?", "Johann Wolfgang von Goethe") for number in range(5)]
+    answers = [
+        {
+            "kind": "short_text",
+            "query": query_as_dict(query),
+            "answers": [
+                {"case": f"{number}r", "right": True, "value": float(number < 2)},
+                {"case": f"{number}w", "right": False, "value": 0.0},
+            ],
+        }
+        for number, query in enumerate(queries)
+    ]
+
+    def first(unproven: tuple[str, ...]) -> str:
+        made = card(exact, share=0.7, prompts=5, kind=Kind.SHORT_TEXT, unproven=unproven)
+        store = Store({exact.digest: made}.get, exam_of=lambda digest: answers if digest == exact.digest else ())
+        return route(queries[0], [exact, loose], store.of(Snapshot(tools=(exact, loose)))).name
+
+    assert first(("short_text",)) == "exact_match"
+    assert first(()) == "token_f1"

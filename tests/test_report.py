@@ -598,3 +598,25 @@ def test_the_live_command_ends_on_ctrl_c(folder: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 128 + signal.SIGINT
         assert process.stderr and "Traceback" not in process.stderr.read()
+
+
+def test_responses_of_an_outage_are_no_uncovered_queries(tmp_path: Path) -> None:
+    nobody = Route(parts=(), reason="no answer", kind=Kind.OPEN, covered=False, snapshot="")
+    tool = Route(
+        parts=(RoutePart(tool="exact_match", digest="d"),), reason="", kind=Kind.OPEN, covered=True, snapshot="s"
+    )
+    bare = replace(nobody, snapshot="s")
+    failed = Score(value=None, outcome=Outcome.FAILED, reason="no answer")
+    with Ledger(tmp_path / FILE_NAME, token="a") as ledger:
+        for group, routes in enumerate(([tool, tool, nobody], [tool, tool, tool], [bare, bare, bare])):
+            rows = []
+            for session, route in enumerate(routes):
+                sample = replace(make_sample(), step=1, uid=str(group), session=session)
+                score = Score(value=1.0, outcome=Outcome.SCORED, reason="") if route is tool else failed
+                rows.append(
+                    Row(sample=sample, route=route, score=score, sent=0.0, sent_as="value", received=1.0, seconds=0.1)
+                )
+            ledger.add(rows)
+    curves = gather(tmp_path, None)["curves"]["train"]
+    assert curves["uncovered"] == 3
+    assert {line["name"]: sum(line["n"]) for line in curves["routes"]} == {"exact_match": 6, "-": 3}

@@ -88,6 +88,10 @@ def test_a_reference_that_is_no_option_makes_it_abstain(reference: str | None) -
             ["D"],
         ),
         (["a well-being index", "and/or", "COVID-19", "T-cell"], "C", ["COVID19", "COVID-19."], ["andor"]),
+        (["x^2 + 1", "x^3 + 1"], "A", ["x\u00b2 + 1", "The answer is x\u00b2 + 1."], ["x\u00b3 + 1"]),
+        (["12 m\u00b2", "24 m\u00b2"], "12 m^2", ["12 m^2", "The answer is 12 m\u00b2."], ["24 m^2"]),
+        (["-4", "4"], "A", ["The answer is - 4", "- 4", "-4"], ["4", "The answer is 4"]),
+        (["Paris", "London"], "A", ["> **Paris**", "**Answer:** -> Paris", "A - Paris"], ["A -> London", "A = London"]),
     ],
 )
 def test_signs_tell_options_apart_and_hyphens_of_words_do_not(
@@ -200,3 +204,17 @@ def test_f1_is_symmetric_bounded_and_1_on_itself(left: str, right: str) -> None:
 @given(st.text(max_size=80))
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
+
+
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        ("<answer>Paris</answer>\nWhat stands in the <answer> tag is final.", True),
+        ("Rome <Answer>Paris</Answer>", True),
+        ("<answer>Rome</answer> no: <answer>Paris</answer>", True),
+        ("It is <answer>Paris", True),
+        ("<answer>Paris</answer><answer>Rome</answer>", False),
+    ],
+)
+def test_the_last_pair_of_answer_tags_holds_the_answer(response: str, right: bool) -> None:
+    assert exact_match(sample("Paris", response, {})).value == float(right)

@@ -163,6 +163,23 @@ def test_what_a_prompt_gives_beside_the_entry_point_is_there_for_the_program() -
 
 
 @pytest.mark.parametrize(
+    ("given", "body", "right"),
+    [
+        ("import math\nstr = 'hello'\nfrom math import *\n", "return str(pow(2, x, 5))", "3"),
+        ("import math\nINF = float('inf')\nSEEN = set()\n", "return len(SEEN) + x < INF", True),
+        ("def half(x):\n    return x / 2\n```\nFor example\n```\n>>> f(3)\n1.5\n", "return half(x)", 1.5),
+        ("def f(x):\n    pass\n\ndef half(x):\n    return x / 2\n\nprint(f(3))\nr = f(3)\n", "return half(x)", 1.5),
+        ("import math\ntry:\n    import no_such\nexcept ImportError:\n    no_such = None\n", "return no_such", None),
+    ],
+)
+def test_what_a_prompt_gives_is_there_and_hides_nothing(given: str, body: str, right: Any) -> None:
+    prompt = prompt_code(f"You are given:\n```python\n{given}```\nWrite `f(x)`.", "f")
+    names: dict[str, Any] = {}
+    exec(program_of(f"```python\ndef f(x):\n    {body}\n```", prompt, ("f",)), names)
+    assert names["f"](3) == right and "r" not in names
+
+
+@pytest.mark.parametrize(
     "response",
     [
         "```" * 300_000,
@@ -737,6 +754,10 @@ def test_an_output_is_the_same_as_itself(text: str) -> None:
         ([10**6 + 0.9], [10**6], False),
         (3.0000000001, 3, True),
         (6.0, 6, True),
+        (1e16, 10**16 + 1, False),
+        (123456789012.00002, 123456789012, True),
+        (float("inf"), 5, False),
+        (2.5, 10**400, False),
     ],
 )
 def test_results_are_compared_by_value(got: Any, expected: Any, same: bool) -> None:

@@ -317,3 +317,34 @@ def test_the_spec_describes_it() -> None:
 )
 def test_an_answer_that_cannot_be_computed_is_wrong_not_our_failure(answer: str) -> None:
     assert value("5", rf"\boxed{{{answer}}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "19{31}", "(19)31", "[19]31", "{19}{31}", "(49)1", r"\frac{19}{1}\frac{31}{1}", r"(19)\frac{62}{2}",
+        r"19.\overline{0} 31.\overline{0}", r"\begin{vmatrix}19&-31\\1&1\end{vmatrix}",
+    ],
+)  # fmt: skip
+def test_numbers_side_by_side_are_no_sum_and_a_determinant_is_not_worked_out(answer: str) -> None:
+    assert value("50", rf"\boxed{{{answer}}}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        (r"\frac{5}{2}", r"2\frac12", True),
+        ("2.5", r"(2)\frac12", True),
+        (r"-\frac{5}{2}", r"-2\frac12", True),
+        (r"\frac13", r"0.\overline3", True),
+        (r"\frac13", r"0.\bar{3}", True),
+        (r"(-\infty,2)\cup(3,\infty)", r"x<2 \text{ or } y>3", False),
+        (r"(-\infty,2)\cup(3,\infty)", r"x<2, \text{ or } x>3", True),
+        (r"(-\infty,2)\cup(3,\infty)", r"x<2 \lor x>3", True),
+        (r"(-\infty,2)\cup(3,\infty)", r"x<2, x>3", False),
+        (r"(-\infty,2]\cup[3,\infty)", r"x\leqslant 2 \text{ or } x\geqslant 3", True),
+        (r"x<2 \text{ or } x>3", r"(-\infty,2)\cup(3,\infty)", True),
+    ],
+)
+def test_mixed_and_repeating_numbers_and_alternatives(reference: str, answer: str, right: bool) -> None:
+    assert value(reference, rf"\boxed{{{answer}}}") == float(right)

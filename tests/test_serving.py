@@ -829,3 +829,33 @@ async def test_sleep_waits_for_a_golden_check() -> None:
             pool.made[0].asked.clear()
             await pool.wake()
     assert len(pool.made) == 1, "none was replaced"
+
+
+async def test_a_server_that_hangs_in_a_golden_check_is_replaced_and_does_not_keep_the_others_awake() -> None:
+    async with FakePool(golden_s=0.05, start_timeout_s=600, drain_timeout_s=2) as pool:
+        await pool.ensure([FAR])
+        made = pool.made[0]
+
+        async def hangs(how: How, conversations: Sequence[Any], seconds: float) -> list[Answer]:
+            made.asked.set()
+            await asyncio.sleep(seconds)
+            raise ToolTimeout("no answer")
+
+        made.ask = hangs  # type: ignore[method-assign]
+        made.asked.clear()
+        await asyncio.wait_for(made.asked.wait(), 20)
+        await pool.sleep()
+        await pool.wake()
+        await until(lambda: len(pool.made) == 2)
+
+
+async def test_a_model_may_leave_while_sleep_waits() -> None:
+    other = replace(FAR, name="b@1", path="/nowhere/else")
+    async with FakePool(golden_s=0.05) as pool:
+        await pool.ensure([FAR, other])
+        pool.made[0].asked.clear()
+        await asyncio.wait_for(pool.made[0].asked.wait(), 20)
+        leaving = asyncio.ensure_future(pool.ensure([FAR]))
+        await pool.sleep()
+        await pool.wake()
+        await leaving
