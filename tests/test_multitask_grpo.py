@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from verl_rlar.tools.rules.code import program_of
+from verl_rlar.tools.rules.code_tests import prompt_code
+
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "multitask_grpo"
 sys.path.insert(0, str(RECIPE))
 
@@ -81,6 +84,51 @@ def test_a_run_folder_that_holds_a_run_is_not_touched_unasked(tmp_path: Path) ->
         [sys.executable, str(RECIPE / "run.py"), "--run", str(tmp_path)], capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 2 and "--resume" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--gpus", "7"], "with 7 GPUs take a multiple of 7"),
+        (["--nodes", "3", "--gpus", "4", "--dry-run"], "with 12 GPUs take a multiple of 3"),
+        (["--library", "no/such/folder", "--dry-run"], "there is no library"),
+        (["--run", "no/such/run", "--resume"], "there is no run in"),
+    ],
+)
+def test_what_could_not_work_is_said_before_anything_starts(arguments: list[str], said: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(RECIPE / "run.py"), *arguments], capture_output=True, text=True, timeout=100, cwd=tmp_path
+    )
+    assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
+
+
+def test_a_run_that_has_no_checkpoint_yet_is_not_touched_either(tmp_path: Path) -> None:
+    (tmp_path / "rlar").mkdir()
+    (tmp_path / "rlar" / "ledger.sqlite").touch()
+    done = subprocess.run(
+        [sys.executable, str(RECIPE / "run.py"), "--run", str(tmp_path)], capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 2 and "--resume" in done.stdout
+
+
+def test_a_solution_of_leetcode_has_the_imports_that_its_set_grades_it_with() -> None:
+    item = {
+        "problem_description": "Given `nums`, return their sum.",
+        "prompt": "from typing import *\nfrom collections import *\n\ndef twice(x):\n    return 2 * x\n",
+        "starter_code": "class Solution:\n    def total(self, nums: List[int]) -> int:\n        ",
+        "query": "not this one",
+        "entry_point": "Solution().total",
+        "test": "def check(candidate):\n    assert candidate(nums=[1, 2]) == 6\n",
+    }
+    row = domains.leetcode(item)
+    assert row is not None
+    solution = "class Solution:\n    def total(self, nums: List[int]) -> int:\n        return twice(sum(nums))\n"
+    prompt = prompt_code(row["prompt"][0]["content"], item["entry_point"])
+    names: dict[str, Any] = {}
+    exec(program_of(f"```python\n{solution}```", prompt, ("Solution",)), names)
+    assert names["Solution"]().total([1, 2]) == 6
+    of_nodes = {**item, "test": "def check(candidate):\n    assert is_same_list(candidate(list_node([1])), None)\n"}
+    assert domains.leetcode(of_nodes) is None
 
 
 def test_the_last_box_is_read_with_its_braces() -> None:

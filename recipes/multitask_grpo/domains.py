@@ -104,12 +104,19 @@ def last_box(text: str) -> str | None:
     return None
 
 
-def leetcode(item: Item) -> Row:
-    asked = item.get("query") or item["problem_description"]
-    starter = f"\n\n```python\n{item['starter_code']}\n```" if item.get("starter_code") else ""
-    if item.get("query"):
-        starter = ""  # it has it already
-    return row("leetcode", f"{asked}{starter}\n{CODE_FORM}", "", test=item["test"], entry_point=item["entry_point"])
+_OF_NODES = re.compile(r"\b(?:list_node|tree_node|is_same_list|is_same_tree)\s*\(")
+"""What tests of linked lists and trees call; it is in no column, so nothing could pass them."""
+
+
+def leetcode(item: Item) -> Row | None:
+    """The set grades ``prompt`` (imports), solution and ``test`` together, so whoever answers is shown the imports."""
+    if _OF_NODES.search(item["test"]):
+        return None
+    asked = item.get("query")
+    if item.get("problem_description"):
+        given = f"{item.get('prompt') or ''}\n{item['starter_code']}".strip("\n")
+        asked = f"{item['problem_description']}\n\n```python\n{given}\n```"
+    return row("leetcode", f"{asked}\n{CODE_FORM}", "", test=item["test"], entry_point=item["entry_point"])
 
 
 LANGUAGES = {"zh": "Chinese", "de": "German", "en": "English", "fr": "French", "ja": "Japanese"}

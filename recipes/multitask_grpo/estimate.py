@@ -3,10 +3,12 @@
 
 Nothing here was measured: no GPU was at hand. The sums are the usual ones, and on the safe side where they round.
 
-    optimizer  16 bytes per parameter (float32 weights, gradients, two moments), sharded over all GPUs that train
-    reference  2 bytes per parameter, sharded likewise
+    optimizer  16 bytes per parameter (float32 weights, gradients, two moments), sharded over all GPUs that train; 12
+               while responses are written, as verl drops the gradients
+    reference  none on a GPU: with FSDP2 verl keeps it in the host's memory, 4 bytes per parameter, sharded likewise
     gathered   one layer and the embeddings in bfloat16, as FSDP puts them together
-    activations with checkpointing: a bfloat16 state per layer and token, one layer's inside, the logits of a chunk
+    activations with checkpointing: a bfloat16 state per layer and token, one layer's inside
+    logits     of a whole micro batch and their gradients, in bfloat16
     rollout    what vLLM is given; its weights (2 bytes per parameter), the rest for keys and values
     time       6 x parameters x tokens for a gradient, a third more for checkpointing, 2 for each log-probability
 
@@ -28,8 +30,6 @@ ROLLOUT_TOKENS_S = 2500.0
 """Tokens that vLLM writes per second and GPU, many at a time."""
 PROMPT_MEAN = 300
 """Mean length of a prompt, in tokens."""
-LOGITS_TOKENS = 4096
-"""Tokens whose logits are in memory at once; more with a kernel that does not cut them up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,12 @@ def estimate(choices: Choices, gpu_gb: float = GPU_GB) -> Estimate:
     layer = (model.parameters - 2 * model.vocabulary * model.hidden) / model.layers
     memory = {
         "weights, gradients, optimizer": 16 * model.parameters / gpus / GIB,
-        "reference": 2 * model.parameters / gpus / GIB,
         "gathered": 2 * (2 * layer + 2 * model.vocabulary * model.hidden) / GIB,
         "activations": 2 * tokens * model.hidden * (model.layers + 16) / GIB,
-        "logits": 2 * 4 * LOGITS_TOKENS * model.vocabulary / GIB,
+        "logits": 2 * 2 * tokens * model.vocabulary / GIB,
     }
     share = 0.5 if colocated else 0.7
-    kept = memory["weights, gradients, optimizer"] + memory["reference"]
+    kept = 12 * model.parameters / gpus / GIB
     weights = 2 * model.parameters / GIB
     kv = 2 * 2 * model.layers * model.kv_heads * model.head
     responses = PROMPTS * RESPONSES
@@ -87,6 +86,7 @@ def estimate(choices: Choices, gpu_gb: float = GPU_GB) -> Estimate:
         fits=max(peak, rollout) <= gpu_gb,
         assumptions=(
             f"{gpus} GPUs of {gpu_gb:g} GiB, {FLOPS / 1e12:g} TFLOP/s at {UTILISATION:.0%}",
+            f"{4 * model.parameters / choices.nodes / GIB:.0f} GiB of each node's memory for the reference model",
             f"{ROLLOUT_TOKENS_S:g} tokens written per second and GPU",
             f"responses of {model.response_tokens} tokens on average (the paper's), prompts of {PROMPT_MEAN}",
             "rewards hidden behind the responses; what is exposed comes on top (README, Figures)",

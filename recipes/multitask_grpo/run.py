@@ -23,6 +23,7 @@ import argparse
 import asyncio
 import importlib.util
 import json
+import math
 import os
 import shlex
 import sys
@@ -39,7 +40,7 @@ sys.path.insert(0, str(HERE))
 
 from domains import SOURCES, Row, sample  # noqa: E402
 from estimate import Estimate, estimate  # noqa: E402
-from settings import GPU_GB, MODELS, Choices, command, overrides  # noqa: E402
+from settings import GPU_GB, MODELS, RESPONSES, Choices, command, overrides  # noqa: E402
 
 VERIFIED = {"math": {"math"}, "code": {"unit_tests"}, "translation": {"translation"}, "dialogue": {"open"}}
 """By domain, the kinds of query that its rows must be."""
@@ -135,16 +136,49 @@ def missing(choices: Choices, config: Any) -> list[str]:
         found.append(f"a sandbox for code: {str(error).splitlines()[0]}")
     if importlib.util.find_spec("vllm") is None:
         found.append("vLLM: pip install 'verl-rlar[vllm]'")
-    wanted = choices.gpus + (choices.reward_gpus if choices.placement == "standalone" and choices.nodes == 1 else 0)
+    if importlib.util.find_spec("flash_attn") is None:
+        found.append("flash-attn, which verl's FSDP takes: pip install flash-attn==2.8.3 --no-build-isolation")
     there = devices()
-    if there < wanted:
-        found.append(f"GPUs: {there} of {wanted} on this node")
+    if there < wanted(choices):
+        found.append(f"GPUs: {there} of {wanted(choices)} on this node")
     model = MODELS[choices.model]
     if choices.path is None and not os.environ.get("HF_TOKEN") and model.gated:
         found.append(f"access to {model.repo}: accept its terms on the hub, and set HF_TOKEN")
     if not (choices.data / "train.parquet").is_file():
         found.append(f"data: python recipes/multitask_grpo/domains.py {choices.data}")
     return found
+
+
+def wanted(choices: Choices) -> int:
+    """GPUs that the run needs on a node; on one node, reward models of their own are there, too."""
+    beside = choices.library and choices.placement == "standalone" and choices.nodes == 1
+    return choices.gpus + (choices.reward_gpus if beside else 0)
+
+
+def objection(choices: Choices, library: Path | None, *, dry: bool) -> str:
+    """Why a run cannot be; the empty string if nothing is against it."""
+    responses, gpus = choices.mini_batch * RESPONSES, choices.nodes * choices.gpus
+    if responses % gpus:
+        return (
+            f"--mini-batch {choices.mini_batch}: verl shares its {responses} responses among {gpus} GPUs, and has to "
+            f"divide them evenly; with {gpus} GPUs take a multiple of {gpus // math.gcd(gpus, RESPONSES)}"
+        )
+    if library is not None and choices.library is None:
+        return f"--library {library}: there is no library; `rlar build ... --in {library}` makes one"
+    if dry:
+        return ""
+    if choices.library and (there := devices()) < wanted(choices):
+        return (
+            f"{wanted(choices)} GPUs are wanted on this node, {choices.reward_gpus} of them for reward models, and "
+            f"there are {there}: take --placement colocated, or fewer --gpus (with --mini-batch to fit)"
+        )
+    checkpoint = (choices.run / "latest_checkpointed_iteration.txt").exists()
+    begun = checkpoint or (choices.run / "rlar" / "ledger.sqlite").exists()
+    if begun and not choices.resume:
+        return f"there is a run in {choices.run}: say --resume to go on, or name another folder with --run"
+    if choices.resume and not begun:
+        return f"--resume: there is no run in {choices.run}"
+    return ""
 
 
 def devices() -> int:
@@ -190,6 +224,8 @@ def show(sums: Estimate, console: Console, choices: Choices, gpu_gb: float) -> N
     table.add_row("in all, while responses are written", f"{sums.rollout:.1f} of {gpu_gb:g}")
     table.add_row("room for keys and values, in tokens", f"{sums.kv_tokens:,}")
     console.print(table)
+    if not sums.fits:
+        console.print(f"this does not fit {gpu_gb:g} GiB: more --gpus or --nodes, or --gpu-gb", highlight=False)
     table = Table("estimate, not measured", "", title="A step, in seconds", title_justify="left", box=None)
     for name, value in sums.step_s.items():
         table.add_row(name, f"{value:.0f}")
@@ -237,8 +273,20 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
 def main(argv: list[str] | None = None) -> int:
     args, extra = parse(argv)
     fields = {name: value for name, value in vars(args).items() if name in Choices.__dataclass_fields__}
+    for name in ("data", "run"):
+        fields[name] = fields[name].resolve()  # Ray's workers may be elsewhere
+    if args.path and Path(args.path).exists():
+        fields["path"] = str(Path(args.path).resolve())
+    if args.library:
+        from verl_rlar.cli.app import library_folder
+
+        found_library = library_folder(str(args.library))
+        fields["library"] = found_library.resolve() if found_library else None
     choices = Choices(**fields)
     console = Console()
+    if why := objection(choices, args.library, dry=args.dry_run):
+        console.print(why, highlight=False, soft_wrap=True, markup=False)
+        return 2
     line = shlex.join(["python", *command(choices, extra)])
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
@@ -246,10 +294,6 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"name": "multitask_grpo", **found}))
         return 0 if found["ok"] else 1
-    done = (choices.run / "latest_checkpointed_iteration.txt").exists()
-    if done and not choices.resume:
-        console.print(f"there is a run in {choices.run}: say --resume to go on, or name another folder with --run")
-        return 2
     os.execv(sys.executable, [sys.executable, *command(choices, extra)])
 
 

@@ -157,6 +157,7 @@ def overrides(choices: Choices, extra: Sequence[str] = ()) -> list[str]:
         f"trainer.validation_data_dir={choices.run}/validation",
         f"trainer.resume_mode={'auto' if choices.resume else 'disable'}",
         "trainer.save_freq=20",
+        "trainer.max_actor_ckpt_to_keep=2",  # one is some 12 bytes per parameter
         "trainer.test_freq=10",
         "trainer.val_before_train=True",
         "trainer.logger=[console,file]",
