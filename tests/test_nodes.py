@@ -40,6 +40,7 @@ from verl_rlar.ledger import read
 from verl_rlar.library import Library, library_path
 from verl_rlar.nodes import MODELS_NAME, Models
 from verl_rlar.plugin import check
+from verl_rlar.service import ACTOR_NAME
 from verl_rlar.trusted import trusted_tools
 
 TOOL = """
@@ -95,6 +96,7 @@ class Nodes:
         self._config = config
         self._nodes = list(cluster.worker_nodes)
         self.run = Path(config.rlar.run_dir)
+        self.head = cluster.head_node.node_id
         self.there = self._manager(self._nodes[0].node_id)  # the first one: so it is the one that starts the service
         self.here = self._manager(cluster.head_node.node_id)
 
@@ -181,6 +183,13 @@ async def test_a_group_that_is_scored_on_two_nodes_has_one_route_and_one_version
     with read(nodes.run) as db:
         made = db.execute("SELECT COUNT(*) FROM routes WHERE query = ?", (rows[0]["query"],)).fetchone()[0]
     assert made == 1, "it was decided once"
+
+
+async def test_the_service_and_its_ledger_are_on_the_head_node_whoever_started_it(nodes: Nodes) -> None:
+    await nodes.group("where", ["5", "6"], step=3)
+    service: Any = ray.get_actor(ACTOR_NAME)
+    there = await service.__ray_call__.remote(lambda self: ray.get_runtime_context().get_node_id())
+    assert there == nodes.head
 
 
 async def test_a_response_that_one_node_cannot_score_gets_the_mean_of_its_siblings_on_both(nodes: Nodes) -> None:

@@ -40,6 +40,9 @@ BOXES_NAME, MODELS_NAME = "rlar_boxes", "rlar_models"
 """Beginnings of the actors' names."""
 ACTOR_START_S = 60.0
 """How much longer than what it asks for a call may take, in seconds: its actor starts first."""
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives its head node alone; there is 1 of it."""
+HARDLY_ANY = 0.001
 RECONNECT_S = 0.2
 """Pause between two calls to an actor that does not answer, in seconds."""
 
@@ -157,6 +160,19 @@ def _start_boxes(config: SandboxConfig) -> Any:
     ).remote(config)
 
 
+def on_head_node() -> dict[str, float]:
+    """Resources for an actor that is to be on Ray's head node: one that asks for nothing may be put on any node, even
+    by a soft `NodeAffinitySchedulingStrategy` for another one (seen with Ray 2.60)."""
+    return {HEAD: HARDLY_ANY} if HEAD in ray.cluster_resources() else {}
+
+
+def _spread(number: int) -> Any:
+    """The strategy for one of several actors that ask for nothing and are to be on nodes of their own."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    able = [node["NodeID"] for node in alive if node["Resources"].get("GPU")] or [node["NodeID"] for node in alive]
+    return NodeAffinitySchedulingStrategy(sorted(able)[number % len(able)], soft=False)
+
+
 # --- Reward models ----------------------------------------------------------------------------------------------------
 
 
@@ -240,5 +256,5 @@ def _start_models(config: RlarConfig, number: int) -> Any:
         max_concurrency=10_000,
         num_cpus=0,
         num_gpus=serving.ray_gpus,
-        scheduling_strategy="SPREAD" if serving.nodes > 1 else "DEFAULT",
+        scheduling_strategy="DEFAULT" if serving.nodes == 1 else "SPREAD" if serving.ray_gpus else _spread(number),
     ).remote(config)

@@ -66,7 +66,7 @@ from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import CHANGES, Library, LibraryView, library_path
 from verl_rlar.life import Decision, Life
 from verl_rlar.metrics import StepMetrics, of_account
-from verl_rlar.nodes import RECONNECT_S, Models, same_or
+from verl_rlar.nodes import RECONNECT_S, Models, on_head_node, same_or
 from verl_rlar.purse import account_of, folder_of
 from verl_rlar.router import FeatureRouter, RouteCache, settings_of
 from verl_rlar.trusted import trusted_tools
@@ -773,7 +773,8 @@ class Client:
         whoever misses it first starts it again, with the token that it had."""
         service: Any = ray.remote(Service)
         options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": CALLS_AT_ONCE}
-        return service.options(num_cpus=0, **options).remote(self._config, self._token)
+        there = on_head_node()  # where the ledger is then, also after the service was started again
+        return service.options(num_cpus=0, resources=there, **options).remote(self._config, self._token)
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
