@@ -102,6 +102,11 @@ def test_what_could_not_work_is_said_before_anything_starts(arguments: list[str]
     assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
 
 
+def test_quotation_marks_around_all_of_a_translation_are_no_part_of_it() -> None:
+    assert evaluate.bare_translation('"Hallo Welt"') == "Hallo Welt"
+    assert evaluate.bare_translation('"Hallo" und "Welt"') == '"Hallo" und "Welt"'
+
+
 def test_a_run_that_has_no_checkpoint_yet_is_not_touched_either(tmp_path: Path) -> None:
     (tmp_path / "rlar").mkdir()
     (tmp_path / "rlar" / "ledger.sqlite").touch()

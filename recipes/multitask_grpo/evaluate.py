@@ -123,8 +123,9 @@ def bare_translation(answer: str) -> str:
         lines = lines[1:]
     text = "\n".join(lines).strip()
     for left, right in ('""', "“”", "„“", "«»", "「」"):
-        if len(text) > 2 and text.startswith(left) and text.endswith(right):
-            return text[1:-1].strip()
+        inside = text[1:-1]
+        if inside and text.startswith(left) and text.endswith(right) and left not in inside and right not in inside:
+            return inside.strip()
     return text
 
 
