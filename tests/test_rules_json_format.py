@@ -302,3 +302,27 @@ def test_gates_fit_every_kind_of_query_and_need_no_reference(gate: Any) -> None:
     assert gate.spec.scope.kinds == frozenset(Kind)
     assert not gate.spec.scope.needs_reference
     assert gate.spec.misses
+
+
+@pytest.mark.parametrize(
+    ("schema", "document", "valid"),
+    [
+        ({"type": "object", "properties": {"status": {"type": "string", "const": None}}}, '{"status": "ok"}', True),
+        ({"type": ["string", "null"], "const": None}, '"a"', False),
+        ({"type": "number", "multipleOf": float("nan")}, "3", True),
+        (
+            {
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "type": "array",
+                "items": {"anyOf": [{"type": "number", "multipleOf": 0.01}, {"$ref": "#"}]},
+            },
+            "[[19.99]]",
+            True,
+        ),
+    ],
+)
+def test_what_parquet_fills_in_demands_nothing_and_references_to_the_whole_know_decimals(
+    schema: dict[str, Any], document: str, valid: bool
+) -> None:
+    query = Query(messages=(), extra={"json_schema": schema})
+    assert json_schema(Sample(query=query, response=document)).value == float(valid)

@@ -140,7 +140,7 @@ def _without_filler(value: Any) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, Mapping):
         types = _without_filler(value.get("type"))
-        filler = "const" in value and value["const"] is None and types is not None and "null" not in types
+        filler = isinstance(types, (str, list)) and "null" not in types and value.get("const", types) is None
         return {name: _without_filler(item) for name, item in value.items() if not (filler and name == "const")}
     return [_without_filler(item) for item in value] if isinstance(value, (list, tuple)) else value
 
