@@ -289,12 +289,14 @@ class Adviser:
         rulings: list[Ruling] = []
         new: list[Ruling] = []
         for question, answer, fault in self._came:
-            before = len(rulings)
             if fault:
                 self._numbers["faults"] += 1
                 logger.warning("the LLM gave no answer on the cluster %s: %s", question.cluster, fault)
-            rulings += self._kept(question) if fault else self._rulings(question, answer)
-            new += [] if fault else rulings[before:]
+                rulings += self._kept(question)
+            else:
+                made = self._rulings(question, answer)
+                rulings += made
+                new += made
         try:
             self._advice.add(rulings, step)
         except LibraryError as error:

@@ -369,10 +369,12 @@ def _tree(text: str) -> ast.Module:
 _FENCE = re.compile(r"^[ \t]*```[ \t]*(?:python3?|py)?[ \t]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 
 
-def _code_in(prompt: str) -> tuple[str, str, str]:
+def _code_in(prompt: str) -> Iterator[str]:
     """What may be the Python of a prompt: all, its fenced blocks, or those that are Python, as one may hold output."""
+    yield prompt
     fences = _FENCE.findall(prompt)
-    return prompt, "\n\n".join(fences), "\n\n".join(text for text in fences if _completed(text) is not None)
+    yield "\n\n".join(fences)
+    yield "\n\n".join(text for text in fences if _completed(text) is not None)
 
 
 def prompt_code(prompt: str, entry: str) -> PromptCode:
