@@ -124,13 +124,14 @@ async def test_a_training_has_one_written_beside_its_work_and_it_comes_by_the_sh
         config = config.model_copy(update={"acquire": config.acquire.model_copy(update=acquiring)})
         with Library(tmp_path / "library") as library:
             acquirer = Acquirer(config, library.path)
+            acquirer.begin_step(0, library.snapshot(0))
             for one in rubrics.rows()[:4]:
                 acquirer.saw(row(Kind.OPEN, False, one["prompt"]))
-            acquirer.begin_step(1)
+            acquirer.begin_step(1, library.snapshot(1))
             assert acquirer._task is not None
             await asyncio.wait_for(acquirer._task, 600)
             (said,) = [said for _, said in take_in(library)]
-            after = library.snapshot(1)
+            after = library.snapshot(2)
     assert said.startswith("shadow from step")
     assert [tool.kind for tool in after.shadows] == ["rubric"] and not [t for t in after.tools if t.kind == "rubric"]
     assert any(is_judged(asked) for asked in server.requests)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_rlar.sandbox.reading import LONGEST, TAIL, find_answer
-from verl_rlar.tools.rules.math import final_answer
+from verl_rlar.tools.rules.math import _Parser, _tree, final_answer
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
 
@@ -348,3 +348,12 @@ def test_numbers_side_by_side_are_no_sum_and_a_determinant_is_not_worked_out(ans
 )
 def test_mixed_and_repeating_numbers_and_alternatives(reference: str, answer: str, right: bool) -> None:
     assert value(reference, rf"\boxed{{{answer}}}") == float(right)
+
+
+@pytest.mark.parametrize("answer", ["capitalandlowerlettersrunalltogether", "{" * 12 + "x" + "}y" * 12])
+def test_each_factor_of_a_product_is_read_once(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    convert = _Parser.convert_postfix
+    monkeypatch.setattr(_Parser, "convert_postfix", lambda self, term: read.append(term) or convert(self, term))
+    assert _tree(answer) is not None
+    assert len(read) == len(set(map(id, read))) > 20

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_query
-from test_acquirer import finished, make_acquirer, started
+from test_acquirer import LIVE, finished, make_acquirer, started
 from test_acquirer import row as asked_row
 from test_library import make_spec
 from test_life import honest, one_step, prepare, settings, tool_score
@@ -461,15 +461,15 @@ async def test_a_tool_that_is_asked_for_is_looked_for_at_once_also_where_one_fit
     acquirer = make_acquirer(tmp_path, window=100)
     acquirer.saw(asked_row(Kind.OPEN, True, "How is it?", "open#2"))
     acquirer.saw(asked_row(Kind.OPEN, True, "And else?", "open#3"))
-    acquirer.begin_step(1)
+    acquirer.begin_step(1, LIVE)
     assert started(tmp_path) == [], "the window is not full, and a tool fits"
     acquirer.ask(Kind.OPEN, "open#2", "new prompts")
-    acquirer.begin_step(2)
+    acquirer.begin_step(2, LIVE)
     await finished(acquirer)
     (order,) = started(tmp_path)
     assert [query["messages"][0]["content"] for query in order["gap"]["queries"]] == ["How is it?"]
     assert "50 % of the responses are to open queries (open#2) without a competent tool: new prompts;" in caplog.text
-    acquirer.begin_step(3)
+    acquirer.begin_step(3, LIVE)
     assert len(started(tmp_path)) == 1, "once"
 
 

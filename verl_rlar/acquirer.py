@@ -42,7 +42,6 @@ from verl_rlar.types import Kind, Message, Query, Route, Snapshot
 
 logger = logging.getLogger(__name__)
 
-NO_TOOLS = Snapshot(tools=())
 WORK = "verl_rlar.acquirer:work"
 PASSED_ON = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH", "OMP_NUM_THREADS")
 """Variables that the process gets beside those of an agent."""
@@ -99,7 +98,7 @@ class Acquirer:
         """
         self._asked[kind, cluster] = why
 
-    def begin_step(self, step: int, snapshot: Snapshot = NO_TOOLS) -> None:
+    def begin_step(self, step: int, snapshot: Snapshot) -> None:
         """Starts what is due, if nothing is being done.
 
         Args:

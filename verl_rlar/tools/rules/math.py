@@ -562,11 +562,19 @@ class _Parser(_Latex2Sympy):
     """math-verify's parser, with numbers made directly: upstream hands digits to `sympify`, which evaluates them."""
 
     def convert_postfix_list(self, terms: list[Any], at: int = 0) -> Any:
-        if at + 1 < len(terms):  # upstream takes any two numbers side by side for a mixed one, and adds them
-            left, right = self.convert_postfix(terms[at]), self.convert_postfix_list(terms, at + 1)
-            if isinstance(left, sympy.Integer) and isinstance(right, sympy.Rational) and not 0 < right < 1:
-                return self.mul_flat(left, right)
-        return super().convert_postfix_list(terms, at)
+        """The product of factors side by side, or a mixed number, as 2\\frac{1}{2}: upstream takes any two numbers for
+        one, and adds them."""
+        *before, tree = [self.convert_postfix(term) for term in terms[at:]]
+        for left in reversed(before):
+            if not isinstance(left, (sympy.Expr, sympy.MatrixBase)):
+                raise ValueError(f"{left} is no factor")
+            if isinstance(left, sympy.MatrixBase) or isinstance(tree, sympy.MatrixBase):
+                tree = self.mat_mul_flat(left, tree)
+            elif isinstance(left, sympy.Integer) and isinstance(tree, sympy.Rational) and 0 < tree < 1:
+                tree = left - tree if left < 0 else left + tree
+            else:
+                tree = self.mul_flat(left, tree)
+        return tree
 
     def parse_number(self, text: str) -> sympy.Number:
         digits = text.replace(",", "")
