@@ -545,6 +545,12 @@ def test_rows_that_cannot_be_read_are_named_by_build_too(tmp_path: Path) -> None
     result = rlar("build", path, "--in", str(tmp_path / "lib"), "--dry-run", "--json")
     assert result.exit_code == 1 and "line 1: " in result.stderr
     assert records(result.stdout) == [{"type": "rows", "rows": 1, "bad": 1, "gaps": 0}]
+    other = write(tmp_path / "other.jsonl", [{"prompt": "1+1?", "reference": "2"}, "{broken"])
+    said = rlar("build", path, other, "--in", str(tmp_path / "lib"), "--dry-run").stderr.splitlines()
+    assert [(line[:12], line.rsplit("/")[-1]) for line in said if "line" in line] == [
+        ("rlar: line 1", "rows.jsonl)"),
+        ("rlar: line 2", "other.jsonl)"),
+    ]
 
 
 @pytest.mark.parametrize("command", ["score", "plan"])

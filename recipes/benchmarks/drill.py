@@ -307,24 +307,28 @@ async def train(folder: Path, last: int) -> None:
             return {"key": f"{step}/{prompt}/{session}", "value": value, "sent": result["reward_score"]}
 
     step, leaving = 1, None
-    while step <= last and not (folder / "stop").exists():
-        client.begin_step(step)
-        if (folder / "leave").exists() and leaving is None:
-            leaving = asyncio.create_task(asyncio.to_thread(cluster.remove_node, second, allow_graceful=False))
-        made = [step]
-        while made:
-            steps, made = made, []
-            dead.clear()
-            calls = (one(n, prompt, session) for n in steps for prompt in range(len(ROWS)) for session in range(GROUP))
-            tell(scored=list(await asyncio.gather(*calls)))
-            if dead:  # it took its last rows along, and verl goes back to a checkpoint
-                made = sorted({max(1, step - 1), step})
-        tell(done=step)
-        step += 1
-        await asyncio.sleep(PAUSE_S)
-    for scorer in workers:
-        with suppress(ray.exceptions.RayActorError):
-            await asyncio.wait_for(scorer.flush.remote(), LIMIT_S)
+    try:
+        while step <= last and not (folder / "stop").exists():
+            client.begin_step(step)
+            if (folder / "leave").exists() and leaving is None:
+                leaving = asyncio.create_task(asyncio.to_thread(cluster.remove_node, second, allow_graceful=False))
+            made = [step]
+            while made:
+                steps, made = made, []
+                dead.clear()
+                calls = (
+                    one(n, prompt, session) for n in steps for prompt in range(len(ROWS)) for session in range(GROUP)
+                )
+                tell(scored=list(await asyncio.gather(*calls)))
+                if dead:  # it took its last rows along, and verl goes back to a checkpoint
+                    made = sorted({max(1, step - 1), step})
+            tell(done=step)
+            step += 1
+            await asyncio.sleep(PAUSE_S)
+    finally:  # as `verl_rlar.modes` does
+        for scorer in workers:
+            with suppress(ray.exceptions.RayActorError):
+                await asyncio.wait_for(scorer.flush.remote(), LIMIT_S)
     if leaving is not None:
         await leaving
     ray.shutdown()
@@ -622,7 +626,7 @@ def stopped(folder: Path, run: Path, overrides: list[str], llm: Endpoint) -> See
     seen.note = (
         f"stopped before step {heard.done + 1}, with the tool's name" if said else "it did not stop as configured"
     )
-    compare({}, run, heard, heard, boxes=has_engine())
+    compare({"stop": seen}, run, heard, heard, boxes=has_engine())
     return seen
 
 

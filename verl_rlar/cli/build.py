@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -115,13 +114,19 @@ async def _build(
     known = live_tools(folder, None, config) if path else ()
     bad: list[BadLine] = []
 
+    reading = ""
+
+    def rows() -> Iterator[tuple[int, Mapping[str, Any] | DataError]]:
+        nonlocal reading
+        for reading in data:
+            yield from read_some(reading)
+
     def on_bad(number: int, error: str) -> None:
-        bad.append(BadLine(line=number, error=error))
+        bad.append(BadLine(line=number, error=error if len(data) == 1 else f"{error} (in {reading})"))
         complain_of(bad[-1])
 
     async with Dispatcher(config, *known) as dispatcher:
-        rows = chain.from_iterable(map(read_some, data))
-        total, gaps = await find_gaps(rows, dispatcher, config, least, on_bad)
+        total, gaps = await find_gaps(rows(), dispatcher, config, least, on_bad)
     if not total:
         raise DataError(f"no row of {', '.join(data)} can be read: `rlar plan` says what is wrong with each")
     _show(total, len(bad), gaps, config, models, as_json)
