@@ -422,3 +422,30 @@ def test_labelled_answers_of_an_exam_with_too_few_of_them_take_no_queries_from_a
 
     assert first(("short_text",)) == "exact_match"
     assert first(()) == "token_f1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "cluster", "covered"),
+    [
+        ((1000, 1000), (0, 20), False),
+        ((1000, 1000), (5, 20), False),
+        ((1000, 1000), (18, 20), True),
+        ((0, 19), None, False),
+        ((50, 100), None, False),
+        ((55, 110), None, False),
+        ((0, 5), None, True),  # too few say nothing against a rule
+        ((90, 100), None, True),
+        (None, (0, 20), False),
+    ],
+)
+def test_a_rule_that_was_measured_to_be_wrong_does_not_score(
+    kind: tuple[int, int] | None, cluster: tuple[int, int] | None, covered: bool
+) -> None:
+    measured = [("", kind), ("math#1", cluster)]
+    records = [
+        Record(digest=RULE.digest, kind=Kind.MATH, cluster=name, right=found[0], prompts=found[1])
+        for name, found in measured
+        if found is not None
+    ]
+    made = route(make_query("What is 2 + 2?", "4"), [RULE], Competence(records=tuple(records)), cluster="math#1")
+    assert made.covered is covered

@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -38,7 +39,7 @@ from verl_rlar.cpu.models import build_tiny
 from verl_rlar.hub import Hub
 from verl_rlar.ledger import read
 from verl_rlar.library import Library, library_path
-from verl_rlar.nodes import MODELS_NAME, Models
+from verl_rlar.nodes import MODELS_NAME, Models, Named, _place
 from verl_rlar.plugin import check
 from verl_rlar.service import ACTOR_NAME
 from verl_rlar.trusted import trusted_tools
@@ -81,6 +82,18 @@ class _Manager:
 
     async def node(self) -> str:
         return ray.get_runtime_context().get_node_id()
+
+
+class _Somewhere:
+    async def node(self) -> str:
+        return ray.get_runtime_context().get_node_id()
+
+
+def _start_somewhere(number: int) -> Any:
+    made: Any = ray.remote(_Somewhere)
+    place = _place(parse({"serving": {"nodes": 2}}).serving, number)
+    options = {"name": f"somewhere_{number}", "get_if_exists": True, "max_restarts": -1, "num_cpus": 0}
+    return made.options(scheduling_strategy=place, **options).remote()
 
 
 class Nodes:
@@ -244,7 +257,10 @@ async def test_when_the_node_that_started_the_service_goes_the_other_one_goes_on
 ) -> None:
     await nodes.group("left", ["5", "6"], step=GONE - 1)
     before = nodes.rows("left")
+    actors = [Named("it", partial(_start_somewhere, number)) for number in range(2)]
+    assert len({await actor.call("node", seconds=200) for actor in actors}) == 2, "each on a node of its own"
     await nodes.take_one_away()
+    assert {await actor.call("node", seconds=200) for actor in actors} == {nodes.head}
     rest = [await nodes.here.score.remote(text, "left", session, GONE - 1) for session, text in ((2, "5"), (3, "5."))]
     assert rest == [(1.0, "stern"), (0.0, "stern")]
     assert await nodes.here.score.remote("5.", "next", 0, GONE + 2) == (1.0, "final_answer")

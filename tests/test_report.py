@@ -606,13 +606,16 @@ def test_responses_of_an_outage_are_no_uncovered_queries(tmp_path: Path) -> None
         parts=(RoutePart(tool="exact_match", digest="d"),), reason="", kind=Kind.OPEN, covered=True, snapshot="s"
     )
     bare = replace(nobody, snapshot="s")
-    failed = Score(value=None, outcome=Outcome.FAILED, reason="no answer")
+    unscored = {
+        nobody: Score(value=None, outcome=Outcome.FAILED, reason="no answer"),
+        bare: Score(value=None, outcome=Outcome.ABSTAINED, reason="no tool"),
+    }
     with Ledger(tmp_path / FILE_NAME, token="a") as ledger:
         for group, routes in enumerate(([tool, tool, nobody], [tool, tool, tool], [bare, bare, bare])):
             rows = []
             for session, route in enumerate(routes):
                 sample = replace(make_sample(), step=1, uid=str(group), session=session)
-                score = Score(value=1.0, outcome=Outcome.SCORED, reason="") if route is tool else failed
+                score = Score(value=1.0, outcome=Outcome.SCORED, reason="") if route is tool else unscored[route]
                 rows.append(
                     Row(sample=sample, route=route, score=score, sent=0.0, sent_as="value", received=1.0, seconds=0.1)
                 )

@@ -39,7 +39,7 @@ def sample(reference: str | None, response: str, extra: Mapping[str, Any] = CITI
         "Option C is correct.", "So **option (C)** is the correct one, as A is in England.", "Answer c is right.",
         "The answer is C. Option A is right about the river only.", "The answer is C. Option A is correct if so.",
         "#### C", "A is in England.\n\n### (C) Paris", "Option A is correct? No: option C is correct.",
-        "<think>A? B?</think>\nC", "First I thought the answer is A. No: the answer is C.",
+        "<think>A? B?</think>\nC", "A</think>C", "First I thought the answer is A. No: the answer is C.",
     ],
 )  # fmt: skip
 def test_the_choice_is_found(response: str) -> None:
@@ -53,7 +53,7 @@ def test_the_choice_is_found(response: str) -> None:
         "", "I do not know", "A or C", "The answer is A or C", "The answer is C and D.", "(A) and (C)", "(C) (D)",
         "Answer: C, D",
         r"\boxed{A, C}", r"\boxed{C} or D? \boxed{A}", "A,B,C,D", "ABCD", "**A** **B** **C**", "A\nB\nC\nD",
-        "C) London", r"The answer is \(A\) or \(C\)", "<answer>A, C</answer>",
+        "C) London", "<think>The answer is C.", r"The answer is \(A\) or \(C\)", "<answer>A, C</answer>",
         "Option C is not correct.", "# A\n# B\n# C",
         "A) London\nB) Berlin\nC) Paris\nD) Rome", "The answer is C) Rome", "The answer is (A) (B) (C) (D)",
     ],
@@ -101,6 +101,26 @@ def test_signs_tell_options_apart_and_hyphens_of_words_do_not(
         assert multiple_choice(sample(reference, response, {"choices": options})).value == 1.0, response
     for response in wrong:
         assert multiple_choice(sample(reference, response, {"choices": options})).value == 0.0, response
+
+
+@pytest.mark.parametrize(
+    ("choices", "reference", "response", "right"),
+    [
+        (["Paris", "London"], "B", "The answer is A) London.", False),
+        (["Paris", "London"], "B", r"\boxed{A) London}", False),
+        (["12", "15"], "B", "The answer is A. 15", False),
+        (["Paris", "London"], "A", "The answer is A) Paris.", True),
+        (["A lion", "A cat"], "A", "The answer is a lion.", True),
+        (["15", "-15"], "A", "The answer is A - 15", True),
+        (["15", "-15"], "A", "**A – 15**", True),
+        (["-15", "15"], "B", "The answer is B – 15", True),
+        (["H+", "OH-", "Na+", "Cl-"], "B", r"\boxed{OH^-}", True),
+    ],
+)
+def test_the_first_letter_is_no_article_and_a_dash_no_minus(
+    choices: list[str], reference: str, response: str, right: bool
+) -> None:
+    assert multiple_choice(sample(reference, response, {"choices": choices})).value == float(right)
 
 
 @pytest.mark.parametrize(

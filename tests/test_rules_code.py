@@ -130,6 +130,12 @@ def test_only_a_row_that_is_read_at_once_is_short() -> None:
     assert not is_short(make_query("add", None, tests={"inputs": ["1"], "outputs": ["1"]}))
 
 
+def test_an_example_that_speaks_of_input_is_no_program() -> None:
+    program = "def solve(n):\n    return n\n\nprint(solve(int(input())))\n"
+    below = '```python\nprint("Output for input 3:", solve(3))\n```'
+    assert program_of(f"```python\n{program}```\nTest it:\n{below}", NO_PROMPT, ()) == program
+
+
 def test_program_of_a_completion_continues_the_prompt() -> None:
     prompt = prompt_code(ADD_PROMPT, "add")
     assert program_of("    return a + b\n", prompt, ("add",)) == ADD_PROMPT + "    return a + b\n"

@@ -357,3 +357,27 @@ def test_each_factor_of_a_product_is_read_once(answer: str, monkeypatch: pytest.
     monkeypatch.setattr(_Parser, "convert_postfix", lambda self, term: read.append(term) or convert(self, term))
     assert _tree(answer) is not None
     assert len(read) == len(set(map(id, read))) > 20
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "right"),
+    [
+        ("5", "<think>We get \\boxed{5}. But wait, let me verify", False),
+        ("1234", "<think>hm 1234", False),
+        ("5", "<think>We get \\boxed{4}.</think>It is \\boxed{5}.", True),
+        ("5", "We get \\boxed{4}.</think>It is \\boxed{5}.", True),
+        (r"\log_2 5", r"\boxed{\log_{2} 5}", True),
+        (r"\log_2 5", r"\boxed{\log_2 6}", False),
+        (r"1+\frac{1}{2+\frac{1}{3+\frac{1}{4}}}", r"\boxed{\frac{43}{30}}", True),
+    ],
+)
+def test_thinking_that_has_not_ended_is_no_answer_and_logarithms_have_bases(
+    reference: str, answer: str, right: bool
+) -> None:
+    assert value(reference, answer) == float(right)
+
+
+@pytest.mark.timeout(300)  # most of them would take for ever
+@pytest.mark.parametrize("answer", ["1/2" * 40, "1" + "/21" * 100, "1:1" * 40, "|x|" * 60, r"\sin x" * 60, "A|" * 99])
+def test_what_takes_sympy_or_the_grammar_long_is_not_read(answer: str) -> None:
+    assert value("5", rf"\boxed{{{answer}}}") == 0.0

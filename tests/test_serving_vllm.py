@@ -54,7 +54,7 @@ async def test_no_text_ends_its_turn_at_an_address(server: StandInVllm) -> None:
     async with serving(at(server)) as pool:
         await pool.score(at(server), [talk(said, prompt="?")], 5)
     sent = next(r["messages"][-1]["content"] for r in server.requests if "Perfect" in r["messages"][-1]["content"])
-    broken = "5.< |im_end|>\n< |im_start|>user\nPerfect!< /s>[ INST] a < b [1] < think>x< /think>< start_of_turn>"
+    broken = "5.< |im_end|>\n< |im_start|>user\nPerfect!< /s>[ INST] a < b [1] <think>x</think>< start_of_turn>"
     assert sent == broken
 
 

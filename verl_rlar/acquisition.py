@@ -177,7 +177,8 @@ def shortfall(route: Route, snapshot: Snapshot, competence: Competence, competen
     tool = next((tool for tool in snapshot.tools if tool.digest == main.digest), None)
     if tool is None:
         return 1.0 - CHANCE, f"{main.tool} is not live any more"
-    belief = competence.believe(tool, route.kind, route.cluster)
+    here = competence.informed(route.kind, route.cluster)  # as the router believes
+    belief = competence.believe(tool, route.kind, route.cluster, here=here)
     if not belief.known or belief.low >= competent:
         return None
     return 1.0 - max(belief.low, CHANCE), f"{tool.name} is weak: {belief.low:.2f} at least, {belief.source}"

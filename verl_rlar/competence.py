@@ -8,7 +8,8 @@ posterior over the share of prompts on which the tool puts a right answer above 
 counts on top of its kind's, of which at most `FROM_KIND` prompts do. The same holds in a cluster of which nothing is
 known of a verifier that was tried in others: it was written for those, and a rule is not outdone by what it does there.
 Tools without a card are taken for what they are: `TRUSTED` rules, or `UNKNOWN`. Beside what was measured the trust in a
-rule counts for `FROM_KIND` prompts, and an exam with too few cases takes none of it away.
+rule counts for `FROM_KIND` prompts (in a cluster with evidence of its own together with the kind's), and an exam with
+too few cases takes none of it away.
 
     library/competence/<version of the snapshot>.json      made when that snapshot is first needed, and kept
 
@@ -106,6 +107,9 @@ class Belief:
     """Whether anything was measured."""
     prompts: float = 0.0
     """Prompts that it rests on, those of the kind as far as they count."""
+    seen: float | None = None
+    """Share of the prompts that it was tried on, those of the cluster if there are any, on which it was right: without
+    any trust. None: nothing was measured."""
     seconds: float | None = None
     dollars: float | None = None
 
@@ -194,11 +198,14 @@ class Competence:
         here = here or (tool.kind == "verifier" and bool(cluster) and (tool.digest, kind) in self._placed)
         trust = TRUSTED if tool.kind == "rule" else UNKNOWN
         measured = [record for record in (whole, part) if record is not None]
-        as_good = sum(one.right for one in measured) * sum(trust) >= trust[0] * sum(one.prompts for one in measured)
-        share = 1.0 if trust is TRUSTED and as_good and not here else min(1.0, FROM_KIND / sum(trust))
+        as_good = all(one.right * sum(trust) >= trust[0] * one.prompts for one in measured)
+        beside = FROM_KIND  # what trust, and what the kind's evidence counts for
+        if trust is TRUSTED and whole is not None and (part or here):
+            beside /= 2  # both are of the kind
+        share = 1.0 if trust is TRUSTED and as_good and not here else min(1.0, beside / sum(trust))
         right, wrong = prior = share * trust[0], share * trust[1]
         if whole is not None:
-            share = min(1.0, FROM_KIND / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
+            share = min(1.0, beside / whole.prompts) if (part or here) and whole.prompts > 0 else 1.0
             right, wrong = right + share * whole.right, wrong + share * (whole.prompts - whole.right)
         source = f"right on {whole.right / whole.prompts:.3f} of {whole.prompts:g} prompts" if whole else ""
         if part is not None:
@@ -240,6 +247,7 @@ def _belief(
         source=source,
         known=record is not None,
         prompts=right + wrong - sum(prior) if record else 0.0,
+        seen=record.right / record.prompts if record and record.prompts else None,
         seconds=record.seconds if record else None,
         dollars=record.dollars if record else None,
     )

@@ -26,7 +26,7 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from verl_rlar.config import RlarConfig, SandboxConfig
+from verl_rlar.config import RlarConfig, SandboxConfig, ServingConfig
 from verl_rlar.errors import ToolTimeout
 from verl_rlar.sandbox import BoxLost
 from verl_rlar.serving import ReplicaState
@@ -43,6 +43,8 @@ ACTOR_START_S = 60.0
 HEAD = "node:__internal_head__"
 """The resource that Ray gives its head node alone; there is 1 of it."""
 HARDLY_ANY = 0.001
+GONE = (ray.exceptions.RayActorError, ray.exceptions.ActorUnschedulableError)
+"""What Ray raises for an actor that has died, or whose node has."""
 RECONNECT_S = 0.2
 """Pause between two calls to an actor that does not answer, in seconds."""
 
@@ -82,7 +84,7 @@ class Named:
                     return await asyncio.wait_for(getattr(self._handle, method).remote(*args), end - loop.time())
                 except ray.exceptions.RayTaskError as error:
                     raise error.cause from None  # without the other process's traceback: a score's reason quotes it
-                except ray.exceptions.RayActorError as error:
+                except GONE as error:
                     if loop.time() + RECONNECT_S >= end:
                         raise ConnectionError(f"{self._what} is gone ({type(error).__name__})") from None
                     await asyncio.sleep(RECONNECT_S)
@@ -166,11 +168,14 @@ def on_head_node() -> dict[str, float]:
     return {HEAD: HARDLY_ANY} if HEAD in ray.cluster_resources() else {}
 
 
-def _spread(number: int) -> Any:
-    """The strategy for one of several actors that ask for nothing and are to be on nodes of their own."""
+def _place(serving: ServingConfig, number: int) -> Any:
+    """The strategy for one of the actors for reward models. One that asks Ray for no GPU may be put on any node, also
+    beside another: so it is said where."""
+    if serving.ray_gpus or (serving.nodes == 1 and not serving.gpus):
+        return "SPREAD" if serving.nodes > 1 else "DEFAULT"
     alive = [node for node in ray.nodes() if node["Alive"]]
-    able = [node["NodeID"] for node in alive if node["Resources"].get("GPU")] or [node["NodeID"] for node in alive]
-    return NodeAffinitySchedulingStrategy(sorted(able)[number % len(able)], soft=False)
+    able = [node for node in alive if serving.gpus and node["Resources"].get("GPU")] or alive
+    return NodeAffinitySchedulingStrategy(sorted(node["NodeID"] for node in able)[number % len(able)], soft=False)
 
 
 # --- Reward models ----------------------------------------------------------------------------------------------------
@@ -256,5 +261,5 @@ def _start_models(config: RlarConfig, number: int) -> Any:
         max_concurrency=10_000,
         num_cpus=0,
         num_gpus=serving.ray_gpus,
-        scheduling_strategy="DEFAULT" if serving.nodes == 1 else "SPREAD" if serving.ray_gpus else _spread(number),
+        scheduling_strategy=_place(serving, number),
     ).remote(config)

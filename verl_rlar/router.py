@@ -52,6 +52,8 @@ OPTIONS = 20
 FEW = 30.0
 """Prompts of evidence below which a tool is too weak only if it was wrong on most of them: so few cannot show that it
 is good, either."""
+SOME = 10.0
+"""Prompts of evidence from which on a rule is too weak if it was no better than `rlar.routing.least` on them."""
 DOUBT = 1.0
 """Standard deviations by which evidence may put another tool before the one that an LLM has advised: with one of them,
 the advised one is still the better one once in six times. So evidence outweighs advice as it comes, see
@@ -269,12 +271,22 @@ def _field(
             rejected.append(f"{tool.name} is in rlar.routing.forbid")
         elif competence.refuses(tool.digest, kind):
             rejected.append(f"{tool.name} was not tried enough on {kind.value}")
-        elif belief.known and belief.low < config.least and (belief.prompts >= FEW or belief.mean < config.least):
+        elif _too_weak(belief, config.least):
             rejected.append(f"{tool.name} is too weak: {belief.low:.3f} at least, {belief.source}")
             weak.append(_Candidate(tool, belief, place))
         else:
             candidates.append(_Candidate(tool, belief, place))
     return _Field(None, tuple(candidates), tuple(weak), tuple(rejected))
+
+
+def _too_weak(belief: Belief, least: float) -> bool:
+    """Whether evidence says that a tool is not good enough; no trust in a rule outweighs that it is no better than
+    chance where it was tried."""
+    if not belief.known:
+        return False
+    if belief.seen is not None and belief.seen <= least and belief.prompts >= SOME:
+        return True
+    return belief.low < least and (belief.prompts >= FEW or belief.mean < least)
 
 
 def _compare(

@@ -66,7 +66,7 @@ from verl_rlar.ledger import FILE_NAME, CanaryRow, Ledger, Row, ShadowRow
 from verl_rlar.library import CHANGES, Library, LibraryView, library_path
 from verl_rlar.life import Decision, Life
 from verl_rlar.metrics import StepMetrics, of_account
-from verl_rlar.nodes import RECONNECT_S, Models, on_head_node, same_or
+from verl_rlar.nodes import GONE, RECONNECT_S, Models, on_head_node, same_or
 from verl_rlar.purse import account_of, folder_of
 from verl_rlar.router import FeatureRouter, RouteCache, settings_of
 from verl_rlar.trusted import trusted_tools
@@ -764,7 +764,7 @@ class Client:
             return ray.get(answer, timeout=self._config.service_timeout_s + seconds)
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError) as error:
+        except (*GONE, ray.exceptions.GetTimeoutError) as error:
             self._actor = same_or(self._actor, self._start())
             raise ServiceUnreachable(f"the service does not answer `{method}` ({type(error).__name__})") from error
 
@@ -804,7 +804,7 @@ class Client:
         while True:
             try:
                 return await asyncio.wait_for(getattr(self._actor, method).remote(*args), end - loop.time())
-            except (ray.exceptions.RayActorError, TimeoutError, asyncio.TimeoutError) as error:
+            except (*GONE, TimeoutError, asyncio.TimeoutError) as error:
                 if loop.time() + RECONNECT_S >= end:
                     raise ServiceUnreachable(
                         f"the rlar service did not answer `{method}` within {timeout_s:g} s ({type(error).__name__})"

@@ -302,9 +302,9 @@ def _curves(reading: Reading, split: str) -> dict[str, Any]:
     whole = _summed(cells.values(), points)
     by_source = _grouped(cells, 0, points)
     by_route = _grouped(cells, 1, points)
-    sql = (  # what came while no service answered has no route either, and no snapshot
-        "SELECT COUNT(*) FROM scores JOIN chosen USING (split, step, attempt) "
-        "WHERE split = ? AND route = '-' AND snapshot <> ''"
+    sql = (  # what came while no service answered has no route either, and failed; all of this is in the index
+        "SELECT COUNT(*) FROM chosen CROSS JOIN scores USING (split, step, attempt) "
+        "WHERE split = ? AND route = '-' AND outcome <> 'failed'"
     )
     uncovered = reading.db.execute(sql, (split,)).fetchone()[0]
     return {

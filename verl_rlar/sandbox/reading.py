@@ -56,6 +56,14 @@ def answer_of(response: str) -> str:
     return "" if before.lstrip().startswith(OPEN) else response.strip()
 
 
+def after_thinking(response: str) -> str:
+    """The last `TAIL` characters of a response, from the last ``</think>`` on; as with `answer_of`, the empty string
+    where thinking was begun and not ended."""
+    if CLOSE not in response and response.lstrip().startswith(OPEN):
+        return ""
+    return response[-TAIL:].rpartition(CLOSE)[2]
+
+
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _BETWEEN_BOXES = re.compile(r"(?:[\s,;$&]|\\[()\[\]]|\\q?quad|\\text|[{}]|and|or|[a-z]\s?=)*")
 _HASHES = re.compile(r"####[ \t]*([^\n#][^\n]*)")
@@ -112,7 +120,7 @@ def find_answer(response: str, *, words: bool = False) -> str | None:
     Returns:
         For example ``\frac{1}{2}`` or ``18 dollars``; None if there is nothing that could be an answer.
     """
-    text = response[-TAIL:].rpartition("</think>")[2]
+    text = after_thinking(response)
     stated = marked(text)
     if stated is not None:
         return stated

@@ -566,11 +566,12 @@ class Pool:
                     if missed > 1:
                         raise
                 if self._awake.is_set() and time.monotonic() - checked > config.golden_s:
-                    served.asking += 1  # `sleep` waits for it: a server that hangs is found before that gives up
+                    seconds = config.start_timeout_s
+                    if config.placement == "colocated":  # a server that hangs is found before `sleep` gives up
+                        seconds = min(seconds, config.drain_timeout_s / 2)
+                    served.asking += 1  # `sleep` waits for it
                     try:
-                        await self._check_golden(
-                            served, replica, min(config.start_timeout_s, config.drain_timeout_s / 2)
-                        )
+                        await self._check_golden(served, replica, seconds)
                     finally:
                         served.asking -= 1
                         served.stir()

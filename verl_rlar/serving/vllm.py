@@ -480,7 +480,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-_CONTROL = re.compile(r"<(?=[|｜]|/?s>|(?:start|end)_of_turn>|/?think>)|\[(?=/?INST\]|/?SYSTEM_PROMPT\])")
+_CONTROL = re.compile(r"<(?=[|｜]|/?s>|(?:start|end)_of_turn>)|\[(?=/?INST\]|/?SYSTEM_PROMPT\])")
 """How tokens begin by which the usual templates tell turns apart."""
 
 

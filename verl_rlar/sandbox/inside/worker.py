@@ -59,7 +59,7 @@ class Memory(mmap.mmap):
     """Private memory outside the heap. `close` it: then nobody finds in his copy of this process what was in it."""
 
     def __new__(cls, size: int) -> Memory:
-        return super().__new__(cls, -1, max(size, 1))
+        return super().__new__(cls, -1, max(size, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 
 
 def fill(room: memoryview) -> None:

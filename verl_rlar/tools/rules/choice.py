@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from string import ascii_uppercase
 
-from verl_rlar.sandbox.reading import TAIL, normalise, plain
+from verl_rlar.sandbox.reading import TAIL, after_thinking, normalise, plain
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
@@ -72,7 +72,7 @@ def multiple_choice(sample: Sample) -> Verdict:
     right = _letter_of_reference((sample.query.reference or "").strip(), options)
     if right is None:
         return Verdict(value=None, reason=f"the reference {(sample.query.reference or '')[:60]!r} is no listed option")
-    chosen = _chosen(sample.response[-TAIL:].rpartition("</think>")[2], options)
+    chosen = _chosen(after_thinking(sample.response), options)
     if not chosen:
         return Verdict(value=0.0, reason="no choice found")
     if len(chosen) > 1:
@@ -113,6 +113,8 @@ def _letter_of_reference(reference: str, options: dict[str, str]) -> str | None:
 
 def _by_text(text: str, options: dict[str, str]) -> str | None:
     """The one option whose text this is."""
+    if _LETTER_A.match(text):  # which `normalise` would take for an article
+        return None
     wanted = normalise(text)
     found = [letter for letter, option in options.items() if option and normalise(option) == wanted]
     if found:
@@ -120,12 +122,14 @@ def _by_text(text: str, options: dict[str, str]) -> str | None:
     return found[0] if wanted and len(found) == 1 else None
 
 
-_HYPHEN = re.compile(r"(?<=[^\W\d_][^\W\d_])[-/]|(?<=[^\W_])[-/](?=[^\W\d_][^\W\d_])")
+_HYPHEN = re.compile(r"(?<=[^\W\d_][^\W\d_])[-/](?=\s*[^\W_])|(?<=[^\W_])[-/](?=[^\W\d_][^\W\d_])")
 """In a word, where it may as well be a space."""
+_LETTER_A = re.compile(r"[\s(\[*]*[Aa](?:[)\]}.:](?=\s|$)|\s+[-–—=](?=[\s>]))")
+"""The letter of the first option, before its text."""
 _SIGN = re.compile(r"[-+/=<>#]|(?<=\d)[.:](?=\d)|(?<!\d)\.(?=\d)")
 
 
-_LETTER_FIRST = re.compile(r"^\W*\w[)\]}.:,;]*\s*(?:[-=]>|=|/|-\s)?\s*")
+_LETTER_FIRST = re.compile(r"^\W*\w[)\]}.:,;]*\s*(?:[-=]>|=|/|[-–—]\s)?\s*")
 """The letter of an option, and what may stand between it and the option's text."""
 
 

@@ -273,7 +273,7 @@ def program_of(response: str, prompt: PromptCode, wanted: Sequence[str]) -> str:
 
 _WRITES = re.compile(r"\b(?:print|write|writelines|stdout|exec|eval|system)\b")
 """What a whole program has in it; an example of its input and output, in a block below, has not."""
-_READS = re.compile(r"\b(?:input|stdin|open|read|fileinput)\b")
+_READS = re.compile(r"\b(?:(?:input|open)\s*[(,)]|(?:stdin|read|fileinput)\b)")
 _COMMENT = re.compile(r"#[^\n]*")
 _FUTURE = re.compile(r"^from __future__ import [^\n]*", re.MULTILINE)
 

@@ -66,7 +66,9 @@ from verl_rlar.types import Kind, Sample, Verdict
 logging.getLogger("math_verify.grader").setLevel(logging.ERROR)  # it warns that it has no timeout: ours is outside
 
 DEEPEST = 12
-"""Brackets within brackets in an answer that is read."""
+"""Brackets within brackets, and sums and products within each other, of an answer that is read."""
+MOST_BARS, MOST_FUNCTIONS = 12, 8
+"""Bars, and names of functions, of a formula that is parsed."""
 MOST_BITS = 100_000
 """Binary digits of the largest number that is computed."""
 
@@ -537,6 +539,7 @@ _ALLOWED = frozenset(
     alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi psi omega
     Gamma Delta Theta Lambda Sigma Phi Psi Omega imath {FUNCTION.replace("|", " ")}""".split()
 )
+_FUNCTIONS = frozenset(FUNCTION.split("|"))
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _ENVIRONMENT = re.compile(r"\\begin\s*\{([^{}]*)\}")
 
@@ -585,7 +588,7 @@ class _Parser(_Latex2Sympy):
 def _tree(latex: str) -> sympy.Basic | sympy.MatrixBase | None:
     whole = latex.isascii() and latex.isdigit()  # as most answers are; the parser takes ten times as long
     tree = sympy.Integer(int(latex)) if whole else _Parser(is_real=True).parse(latex)
-    if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)) or _bits(tree) > MOST_BITS:
+    if not isinstance(tree, (sympy.Basic, sympy.MatrixBase)) or _nested(tree) > DEEPEST or _bits(tree) > MOST_BITS:
         return None
     tree = tree.xreplace({_I: sympy.I})
     if tree.has(sympy.nan, sympy.zoo):
@@ -593,6 +596,12 @@ def _tree(latex: str) -> sympy.Basic | sympy.MatrixBase | None:
     if isinstance(tree, sympy.Expr):
         _at_a_point(tree, tree.free_symbols)  # raises if it cannot be computed
     return tree
+
+
+def _nested(tree: sympy.Basic | sympy.MatrixBase) -> int:
+    """Sums and products within each other: SymPy's `evalf` takes twice as long for each."""
+    parts = tree.flat() if isinstance(tree, sympy.MatrixBase) else tree.args
+    return max(map(_nested, parts), default=0) + isinstance(tree, (sympy.Add, sympy.Mul))
 
 
 def _at_a_point(tree: sympy.Expr, symbols: set[sympy.Basic]) -> sympy.Expr:
@@ -612,6 +621,7 @@ def _as_latex(text: str) -> str | None:
     text = re.sub(r"(?<![\d.])(\d+)\s+(\d+)\s*/\s*(\d+)(?!\d)", r"\1\\frac{\2}{\3}", text)  # 2 1/2
     text = re.sub(r"(?<=[\d)])\s*(?=\()", r"\\cdot ", text)  # the parser takes 2(3) for 2 + 3
     text = re.sub(r"(?<!\d)(\d{1,3})((?: \d{3})+)(?!\d)", lambda m: m[0].replace(" ", ""), text)
+    text = re.sub(r"(\\log\s*_)\s*(\d)\s+(?=\d)", r"\1{\2} ", text)
     if re.search(r"[\d.]\s+[\d.]", text):  # ... and 2 3 as well
         return None
     if not {command for command in _COMMAND.findall(text)} <= _ALLOWED:
@@ -622,6 +632,8 @@ def _as_latex(text: str) -> str | None:
         return None  # the parser computes it at once
     if re.search(r"\d{1000}", text):
         return None
+    if text.count("|") > MOST_BARS or sum(name in _FUNCTIONS for name in _COMMAND.findall(text)) > MOST_FUNCTIONS:
+        return None  # the grammar takes seconds for them
     return normalize_latex(text, _NORMAL)
 
 

@@ -21,7 +21,7 @@ import re
 from collections import Counter, deque
 from collections.abc import Iterable
 
-from verl_rlar.sandbox.reading import TAIL, normalise
+from verl_rlar.sandbox.reading import after_thinking, normalise
 from verl_rlar.tools.rule import rule
 from verl_rlar.types import Kind, Query, Sample, Verdict
 
@@ -46,7 +46,7 @@ def _tagged(text: str) -> str:
 
 def stated_answer(response: str) -> str:
     r"""The part of a response that counts: what it boxes or states after "Answer:", else all after ``</think>``."""
-    text = response[-TAIL:].rpartition("</think>")[2]
+    text = after_thinking(response)
     text = _tagged(text)
     stated = deque(_BOX.finditer(text), maxlen=1) or deque(_STATED.finditer(text), maxlen=1)
     return _COMMAND.sub(r"\1", stated[0][1] if stated else text)
