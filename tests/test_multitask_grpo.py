@@ -6,11 +6,13 @@ from __future__ import annotations
 import gzip
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pandas
 import pytest
 
 from verl_rlar.tools.rules.code import program_of
@@ -93,13 +95,27 @@ def test_a_run_folder_that_holds_a_run_is_not_touched_unasked(tmp_path: Path) ->
         (["--nodes", "3", "--gpus", "4", "--dry-run"], "with 12 GPUs take a multiple of 3"),
         (["--library", "no/such/folder", "--dry-run"], "there is no library"),
         (["--run", "no/such/run", "--resume"], "there is no run in"),
+        (["--run", "new", "--resume", "--", "rlar.run_dir=elsewhere"], "GPUs are wanted on this node, and there are"),
+        (["--gpus", "1024", "--mini-batch", "1024"], "1024 GPUs are wanted on this node, and there are"),
+        (["--gpus", "0"], "0 is not positive"),
+        (["--dry-run", "--data", "others"], "a row's data_source is 'mine'; this recipe's sets are gsm8k, "),
     ],
 )
 def test_what_could_not_work_is_said_before_anything_starts(arguments: list[str], said: str, tmp_path: Path) -> None:
+    pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "ledger.sqlite").touch()
+    (tmp_path / "others").mkdir()
+    pandas.DataFrame([{"data_source": "mine", "prompt": "1+1?"}]).to_parquet(tmp_path / "others" / "train.parquet")
     done = subprocess.run(
-        [sys.executable, str(RECIPE / "run.py"), *arguments], capture_output=True, text=True, timeout=100, cwd=tmp_path
+        [sys.executable, str(RECIPE / "run.py"), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=tmp_path,
+        env=os.environ | {"RAY_ADDRESS": "local"},
     )
-    assert done.returncode == 2 and said in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 2 and said in done.stdout + done.stderr, done.stdout + done.stderr
 
 
 def test_quotation_marks_around_all_of_a_translation_are_no_part_of_it() -> None:
@@ -144,6 +160,27 @@ def test_the_last_box_is_read_with_its_braces() -> None:
 def test_a_set_without_its_column_is_named() -> None:
     with pytest.raises(domains.DataFault, match=r"gsm8k \(openai/gsm8k\) has no usable column 'answer'"):
         domains.convert(domains.SOURCES[0], [{"question": "1+1?"}], 1)
+
+
+def test_a_row_of_leetcode_without_a_task_is_named() -> None:
+    (leetcode,) = (source for source in domains.SOURCES if source.name == "leetcode")
+    with pytest.raises(domains.DataFault, match="has no usable column 'query'"):
+        domains.convert(leetcode, [{"test": "def check(candidate): ...", "entry_point": "f"}], 1)
+
+
+def test_answers_to_other_prompts_have_no_gain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for number in (1, 2):
+        files.append(tmp_path / f"{number}.jsonl")
+        row = {"data_source": "gsm8k", "prompt": f"{number} + 1?", "reference": "2", "response": "#### 2"}
+        files[-1].write_text(json.dumps(row) + "\n")
+    options = ["--set", "sandbox.backend=none"]
+    assert evaluate.main([*map(str, files), *options]) == 2
+    assert "no prompt of" in capsys.readouterr().err
+    assert evaluate.main([str(files[0]), str(files[0]), *options]) == 0
+    assert "paired: 1 of 1 prompts" in capsys.readouterr().err
+    (tmp_path / "none.jsonl").touch()
+    assert evaluate.main([str(tmp_path / "none.jsonl"), *options]) == 2
 
 
 def test_pairs_are_of_one_sentence_in_all_directions() -> None:

@@ -364,6 +364,8 @@ def test_each_factor_of_a_product_is_read_once(answer: str, monkeypatch: pytest.
     [
         ("5", "<think>We get \\boxed{5}. But wait, let me verify", False),
         ("1234", "<think>hm 1234", False),
+        ("1234", "So it is 1,234.\n#### <1234>", True),
+        ("1234", "The answer is <1234>.", True),
         ("5", "<think>We get \\boxed{4}.</think>It is \\boxed{5}.", True),
         ("5", "We get \\boxed{4}.</think>It is \\boxed{5}.", True),
         (r"\log_2 5", r"\boxed{\log_{2} 5}", True),

@@ -399,6 +399,8 @@ def main() -> int:
     arms = args.arms.split(",")
     if arms[0] != "naive" or len(set(arms)) != len(arms) or len(arms) < 2 or not {*arms} <= {*ALL_ARMS}:
         parser.error(f"--arms {args.arms}: naive first, then {' or '.join(ALL_ARMS[1:])}, or both")
+    if args.model and not (Path(args.model) / "config.json").is_file():
+        parser.error(f"--model {args.model}: there is no config.json; `python -m verl_rlar.cpu.models` makes a policy")
     os.environ["STEP_ARMS"] = args.arms
     args.blocks = args.blocks or (3 if args.quick else 30)
     args.rounds = args.rounds or (2 if args.quick else 10)

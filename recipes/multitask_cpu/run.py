@@ -285,25 +285,30 @@ def main(argv: list[str] | None = None) -> int:
     if any(number < 1 for number in named.values()):
         parser.error("--steps and --answers are at least 1")
     size = replace(size, **named)
-    wanted, seeds = args.arms.split(","), [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    try:
+        wanted, seeds = args.arms.split(","), [1] if args.quick else [int(seed) for seed in args.seeds.split(",")]
+    except ValueError:
+        parser.error(f"--seeds {args.seeds}: whole numbers with commas, such as 1,2,3")
     if unknown := set(wanted) - set(ARMS):
         parser.error(f"no arm is called {', '.join(sorted(unknown))}; there are {', '.join(ARMS)}")
     folder = (args.results or RUNS / ("multitask_cpu-quick" if args.quick else "multitask_cpu")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, told = folder / SETTINGS, json.dumps(asdict(size), sort_keys=True)
-    if not args.table:
-        if kept.exists() and kept.read_text() != told:
-            print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
-            return 2
-        aside = folder / f".{SETTINGS}.{os.getpid()}"  # others may begin at the same time
-        aside.write_text(told)
-        aside.replace(kept)
+    if folder.is_file():
+        parser.error(f"--results {folder} is a file; a folder is wanted")
     if args.gpu and not args.table:
         import torch
 
         if not torch.cuda.is_available():
             print("--gpu: torch finds no GPU here; leave it away to train on the CPU", file=sys.stderr)
             return 2
+    kept, told = folder / SETTINGS, json.dumps(asdict(size), sort_keys=True)
+    if not args.table:
+        folder.mkdir(parents=True, exist_ok=True)
+        if kept.exists() and kept.read_text() != told:
+            print(f"{folder} was made with other settings; name another folder with --results", file=sys.stderr)
+            return 2
+        aside = folder / f".{SETTINGS}.{os.getpid()}"  # others may begin at the same time
+        aside.write_text(told)
+        aside.replace(kept)
     console = Console(stderr=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:

@@ -62,6 +62,7 @@ MEASURES = ("compliant", "correct", "strict", "bleu2", "words", "copied", "repea
 GRADERS = {Kind.MATH: "final_answer", Kind.UNIT_TESTS: "unit_tests"}
 FENCE = re.compile(r"^[ \t]*```(\w*)[ \t]*\n(.*?)^[ \t]*```[ \t]*$", re.MULTILINE | re.DOTALL)
 NUMBERED = re.compile(r"^####[ \t]*(\S[^\n]*)$", re.MULTILINE)
+COLONS = (":", "：")
 DRAWS = 1000
 AT_ONCE = 64
 
@@ -109,7 +110,7 @@ def compliant(query: Query, kind: Kind, answer: str) -> float | None:
         lines = [line for line in answer.splitlines() if line.strip()]
         source = str(query.extra.get("source") or "")
         most = max(1, sum(bool(line.strip()) for line in source.splitlines()))
-        headed = len(lines) > 1 and lines[0].rstrip().endswith(":") and not source.rstrip().endswith(":")
+        headed = len(lines) > 1 and lines[0].rstrip().endswith(COLONS) and not source.rstrip().endswith(COLONS)
         return float(bool(lines) and len(lines) <= most and "```" not in answer and not headed)
     return None
 
@@ -119,7 +120,7 @@ def bare_translation(answer: str) -> str:
     fences = FENCE.findall(answer)
     text = fences[0][1] if len(fences) == 1 else answer
     lines = text.strip().splitlines()
-    if len(lines) > 1 and lines[0].rstrip().endswith(":"):
+    if len(lines) > 1 and lines[0].rstrip().endswith(COLONS):
         lines = lines[1:]
     text = "\n".join(lines).strip()
     for left, right in ('""', "“”", "„“", "«»", "「」"):
@@ -193,6 +194,8 @@ async def grade_all(path: str, config: RlarConfig, console: Console) -> list[Gra
         if not isinstance(row.get("response"), str):
             raise RlarError(f"row {number} of {path} has no `response`: a text")
         asked.append((query_of(row), row["response"]))
+    if not asked:
+        raise RlarError(f"there are no rows in {path}")
     found: list[Graded] = []
     async with Dispatcher(config) as dispatcher:
         at_once = max(1, min(AT_ONCE, dispatcher.at_once))
@@ -288,6 +291,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     summary = summarise(graded, before)
     show(summary, Console())
+    if args.before:
+        prompts = {one.prompt for one in graded}
+        if paired := len(prompts & {one.prompt for one in before}):
+            print(f"paired: {paired} of {len(prompts)} prompts", file=sys.stderr)
+        else:
+            print(f"no prompt of {args.answers} is in {args.before}: there is no gain to tell", file=sys.stderr)
+            return 2
     if args.json:
         print(json.dumps({"name": "multitask_grpo evaluation", "figures": summary}))
     return 0

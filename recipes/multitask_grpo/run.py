@@ -111,15 +111,23 @@ async def route(rows: dict[str, list[Row]], config: Any) -> dict[str, Routed]:
 
 
 def rows_of(folder: Path) -> tuple[dict[str, list[Row]], str]:
-    """Rows by set, and where they are from."""
+    """Rows by set, and where they are from.
+
+    Raises:
+        DataError: One is of no set of this recipe.
+    """
     file = folder / "train.parquet"
     if not file.is_file():
         return sample(), "a sample of recipes/data, as there are none yet"
     import pandas
 
+    from verl_rlar.errors import DataError
+
     rows: dict[str, list[Row]] = {source.name: [] for source in SOURCES}
     for one in pandas.read_parquet(file).to_dict("records"):
-        rows[one["data_source"]].append(one)
+        if (name := one.get("data_source")) not in rows:
+            raise DataError(f"{file}: a row's data_source is {name!r}; this recipe's sets are {', '.join(rows)}")
+        rows[name].append(one)
     return rows, str(file)
 
 
@@ -133,13 +141,12 @@ def missing(choices: Choices, config: Any) -> list[str]:
     try:
         check_reachable(check(config).sandbox)
     except ToolUnavailable as error:
-        found.append(f"a sandbox for code: {str(error).splitlines()[0]}")
+        found.append(f"a sandbox for code: {str(error).partition(' Tried:')[0]} (`rlar doctor` says more)")
     if importlib.util.find_spec("vllm") is None:
         found.append("vLLM: pip install 'verl-rlar[vllm]'")
     if importlib.util.find_spec("flash_attn") is None:
         found.append("flash-attn, which verl's FSDP takes: pip install flash-attn==2.8.3 --no-build-isolation")
-    there = devices()
-    if there < wanted(choices):
+    if not joined() and (there := devices()) < wanted(choices):
         found.append(f"GPUs: {there} of {wanted(choices)} on this node")
     model = MODELS[choices.model]
     if choices.path is None and not os.environ.get("HF_TOKEN") and model.gated:
@@ -155,7 +162,15 @@ def wanted(choices: Choices) -> int:
     return choices.gpus + (choices.reward_gpus if beside else 0)
 
 
-def objection(choices: Choices, library: Path | None, *, dry: bool) -> str:
+def joined() -> bool:
+    """Whether a Ray cluster is there that verl will join: then this node's GPUs say little."""
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return address != "local"
+    return (Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster").exists()
+
+
+def objection(choices: Choices, library: Path | None, extra: list[str], *, dry: bool) -> str:
     """Why a run cannot be; the empty string if nothing is against it."""
     responses, gpus = choices.mini_batch * RESPONSES, choices.nodes * choices.gpus
     if responses % gpus:
@@ -167,17 +182,20 @@ def objection(choices: Choices, library: Path | None, *, dry: bool) -> str:
         return f"--library {library}: there is no library; `rlar build ... --in {library}` makes one"
     if dry:
         return ""
-    if choices.library and (there := devices()) < wanted(choices):
-        return (
-            f"{wanted(choices)} GPUs are wanted on this node, {choices.reward_gpus} of them for reward models, and "
-            f"there are {there}: take --placement colocated, or fewer --gpus (with --mini-batch to fit)"
-        )
     checkpoint = (choices.run / "latest_checkpointed_iteration.txt").exists()
-    begun = checkpoint or (choices.run / "rlar" / "ledger.sqlite").exists()
+    moved = [one.partition("=")[2] for one in extra if one.lstrip("+").startswith("rlar.run_dir=")]
+    begun = checkpoint or (Path(moved[-1] if moved else choices.run / "rlar") / "ledger.sqlite").exists()
     if begun and not choices.resume:
         return f"there is a run in {choices.run}: say --resume to go on, or name another folder with --run"
     if choices.resume and not begun:
         return f"--resume: there is no run in {choices.run}"
+    if choices.nodes == 1 and not joined() and (there := devices()) < (all_of := wanted(choices)):
+        beside = all_of - choices.gpus
+        return (
+            f"{all_of} GPUs are wanted on this node{f', {beside} of them for reward models' if beside else ''}, and "
+            f"there are {there}: take {'--placement colocated, or ' if beside else ''}fewer --gpus (with --mini-batch "
+            "to fit), or start Ray on the nodes first, as the README says"
+        )
     return ""
 
 
@@ -236,6 +254,13 @@ def show(sums: Estimate, console: Console, choices: Choices, gpu_gb: float) -> N
         console.print(f"  assumed: {line}", highlight=False, soft_wrap=True)
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     given = list(sys.argv[1:] if argv is None else argv)
     extra = given[given.index("--") + 1 :] if "--" in given else []
@@ -251,17 +276,17 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
         default=default.placement,
         help="reward models on GPUs of their own, or on those of the training (default: %(default)s)",
     )
-    parser.add_argument("--nodes", type=int, default=default.nodes, help="nodes that train (default: %(default)s)")
-    parser.add_argument("--gpus", type=int, default=default.gpus, help="GPUs of each (default: %(default)s)")
+    parser.add_argument("--nodes", type=positive, default=default.nodes, help="nodes that train (default: %(default)s)")
+    parser.add_argument("--gpus", type=positive, default=default.gpus, help="GPUs of each (default: %(default)s)")
     parser.add_argument(
-        "--reward-gpus", type=int, default=default.reward_gpus, help="standalone: GPUs for reward models, per node"
+        "--reward-gpus", type=positive, default=default.reward_gpus, help="standalone: GPUs for reward models, per node"
     )
-    parser.add_argument("--reward-nodes", type=int, default=default.reward_nodes, help="nodes that serve them")
+    parser.add_argument("--reward-nodes", type=positive, default=default.reward_nodes, help="nodes that serve them")
     parser.add_argument("--data", type=Path, default=default.data, help="folder that domains.py has filled")
     parser.add_argument("--run", type=Path, default=default.run, help="run folder (default: %(default)s)")
     parser.add_argument("--library", type=Path, help="a library that `rlar build` has filled")
-    parser.add_argument("--steps", type=int, default=default.steps, help="training steps (default: %(default)s)")
-    parser.add_argument("--mini-batch", type=int, default=default.mini_batch, help="prompts per optimizer step")
+    parser.add_argument("--steps", type=positive, default=default.steps, help="training steps (default: %(default)s)")
+    parser.add_argument("--mini-batch", type=positive, default=default.mini_batch, help="prompts per optimizer step")
     parser.add_argument("--seed", type=int, default=default.seed, help="order of the data (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
     parser.add_argument("--gpu-gb", type=float, default=GPU_GB, help="memory of a GPU, for the estimate")
@@ -284,13 +309,21 @@ def main(argv: list[str] | None = None) -> int:
         fields["library"] = found_library.resolve() if found_library else None
     choices = Choices(**fields)
     console = Console()
-    if why := objection(choices, args.library, dry=args.dry_run):
+    if why := objection(choices, args.library, extra, dry=args.dry_run):
         console.print(why, highlight=False, soft_wrap=True, markup=False)
         return 2
     line = shlex.join(["python", *command(choices, extra)])
     console.print(line, highlight=False, soft_wrap=True, markup=False)
     if args.dry_run:
-        found = dry_run(choices, extra, console, args.gpu_gb)
+        from hydra.errors import HydraException
+
+        from verl_rlar.errors import RlarError
+
+        try:
+            found = dry_run(choices, extra, console, args.gpu_gb)
+        except (HydraException, RlarError) as error:
+            print(error, file=sys.stderr)
+            return 2
         if args.json:
             print(json.dumps({"name": "multitask_grpo", **found}))
         return 0 if found["ok"] else 1

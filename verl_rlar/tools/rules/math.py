@@ -205,7 +205,8 @@ def _clean(text: str) -> str:
     text = _THOUSANDS.sub(lambda m: m[0].replace(",", ""), text)
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)
     text = re.sub(r"\s*(?:\\ldots|\\dots)$", "", text.strip())
-    return re.sub(r"(?:(?<!\\)[.,;:\s]|\*\*)+$", "", text.strip())
+    text = re.sub(r"(?:(?<!\\)[.,;:\s]|\*\*)+$", "", text.strip())
+    return re.sub(r"^<\s*([^<>]*\S)\s*>$", r"\1", text)  # as the prompt may show the place of a number
 
 
 def _fraction(found: re.Match[str]) -> str:
