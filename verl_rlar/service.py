@@ -42,6 +42,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from verl_rlar.advice import FILE_NAME as ADVICE_FILE
 from verl_rlar.advice import Advice
@@ -774,7 +775,9 @@ class Client:
         service: Any = ray.remote(Service)
         options = {"name": ACTOR_NAME, "get_if_exists": True, "max_restarts": -1, "max_concurrency": CALLS_AT_ONCE}
         there = on_head_node()  # where the ledger is then, also after the service was started again
-        return service.options(num_cpus=0, resources=there, **options).remote(self._config, self._token)
+        free = PlacementGroupSchedulingStrategy(cast(Any, None))  # of a group that whoever starts it is in
+        started = service.options(num_cpus=0, resources=there, scheduling_strategy=free, **options)
+        return started.remote(self._config, self._token)
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()
