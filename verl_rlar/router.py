@@ -53,7 +53,7 @@ FEW = 30.0
 """Prompts of evidence below which a tool is too weak only if it was wrong on most of them: so few cannot show that it
 is good, either."""
 SOME = 10.0
-"""Prompts of evidence from which on a rule is too weak if it was no better than `rlar.routing.least` on them."""
+"""Prompts of evidence from which on a rule is too weak if it was wrong on most of them, however much it is trusted."""
 DOUBT = 1.0
 """Standard deviations by which evidence may put another tool before the one that an LLM has advised: with one of them,
 the advised one is still the better one once in six times. So evidence outweighs advice as it comes, see
@@ -280,13 +280,14 @@ def _field(
 
 
 def _too_weak(belief: Belief, least: float) -> bool:
-    """Whether evidence says that a tool is not good enough; no trust in a rule outweighs that it is no better than
-    chance where it was tried."""
+    """Whether evidence says that a tool is not good enough. No trust in a rule outweighs that it was wrong wherever it
+    was tried."""
     if not belief.known:
         return False
-    if belief.seen is not None and belief.seen <= least and belief.prompts >= SOME:
-        return True
-    return belief.low < least and (belief.prompts >= FEW or belief.mean < least)
+    seen = belief.mean if belief.seen is None else belief.seen
+    if belief.prompts >= FEW:
+        return belief.low < least or seen <= least
+    return belief.mean < least or (belief.prompts >= SOME and seen < least)
 
 
 def _compare(

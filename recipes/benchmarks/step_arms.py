@@ -6,7 +6,7 @@
     several   the same, three rules for each response
 
 So all arms train the same policy in the same processes, and what changes from one step to the next is the arm alone.
-Each block, a step of each arm, has the same prompts, in an order that rotates. Loaded by
+Each block, a step of each arm, has the same prompts. Loaded by
 ``VERL_USE_EXTERNAL_MODULES``; `step.py` says in ``STEP_ARMS`` which arms there are.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,11 @@ plugin.REWARD_MANAGER = MANAGER  # else the plugin refuses this one, as it shoul
 
 
 def arm_of(step: int) -> str:
-    """The arm of a step; steps count from 1."""
+    """The arm of a step; steps count from 1. The orders of blocks are drawn, as what comes every few steps would always
+    meet the same arm else; every second block has the one before in reverse, so that no arm comes first more often."""
     block, place = divmod(step - 1, len(ARMS))
-    return ARMS[(place + block) % len(ARMS)]
+    order = random.Random(block // 2).sample(ARMS, len(ARMS))
+    return order[-1 - place if block % 2 else place]
 
 
 def same_rule(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any]) -> float:
