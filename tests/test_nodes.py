@@ -260,7 +260,12 @@ async def test_when_the_node_that_started_the_service_goes_the_other_one_goes_on
     actors = [Named("it", partial(_start_somewhere, number)) for number in range(2)]
     assert len({await actor.call("node", seconds=200) for actor in actors}) == 2, "each on a node of its own"
     await nodes.take_one_away()
-    assert {await actor.call("node", seconds=200) for actor in actors} == {nodes.head}
+
+    async def moved() -> None:
+        while {await actor.call("node", seconds=200) for actor in actors} != {nodes.head}:
+            await asyncio.sleep(0.1)  # a process may answer for a moment after its node has gone
+
+    await asyncio.wait_for(moved(), 200)
     rest = [await nodes.here.score.remote(text, "left", session, GONE - 1) for session, text in ((2, "5"), (3, "5."))]
     assert rest == [(1.0, "stern"), (0.0, "stern")]
     assert await nodes.here.score.remote("5.", "next", 0, GONE + 2) == (1.0, "final_answer")
