@@ -793,7 +793,7 @@ class Fake:
 
 
 class FakePool(Pool):
-    def __init__(self, **settings: float) -> None:
+    def __init__(self, **settings: Any) -> None:
         super().__init__(ServingConfig.model_validate({"health_s": 0.02} | settings))
         self.made: list[Fake] = []
 
@@ -832,7 +832,7 @@ async def test_sleep_waits_for_a_golden_check() -> None:
 
 
 async def test_a_server_that_hangs_in_a_golden_check_is_replaced_and_does_not_keep_the_others_awake() -> None:
-    async with FakePool(golden_s=0.05, start_timeout_s=600, drain_timeout_s=2) as pool:
+    async with FakePool(golden_s=0.05, start_timeout_s=600, drain_timeout_s=2, placement="colocated") as pool:
         await pool.ensure([FAR])
         made = pool.made[0]
 
@@ -847,6 +847,23 @@ async def test_a_server_that_hangs_in_a_golden_check_is_replaced_and_does_not_ke
         await pool.sleep()
         await pool.wake()
         await until(lambda: len(pool.made) == 2)
+
+
+async def test_a_busy_server_that_never_sleeps_has_as_long_for_a_golden_check_as_for_its_start() -> None:
+    async with FakePool(golden_s=0.05, start_timeout_s=600, drain_timeout_s=0.1) as pool:
+        await pool.ensure([FAR])
+        made = pool.made[0]
+        allowed: list[float] = []
+
+        async def answers(how: How, conversations: Sequence[Any], seconds: float) -> list[Answer]:
+            allowed.append(seconds)
+            made.asked.set()
+            return [Answer(rows=((1.0,),)) for _ in conversations]
+
+        made.ask = answers  # type: ignore[method-assign]
+        made.asked.clear()
+        await asyncio.wait_for(made.asked.wait(), 20)
+        assert min(allowed) > 500
 
 
 async def test_a_model_may_leave_while_sleep_waits() -> None:
