@@ -171,8 +171,10 @@ def on_head_node() -> dict[str, float]:
 def _place(serving: ServingConfig, number: int) -> Any:
     """The strategy for one of the actors for reward models. One that asks Ray for no GPU may be put on any node, also
     beside another: so it is said where."""
-    if serving.ray_gpus or (serving.nodes == 1 and not serving.gpus):
-        return "SPREAD" if serving.nodes > 1 else "DEFAULT"
+    if serving.ray_gpus:
+        return "SPREAD"
+    if serving.nodes == 1 and not serving.gpus:
+        return "DEFAULT"
     alive = [node for node in ray.nodes() if node["Alive"]]
     able = [node for node in alive if serving.gpus and node["Resources"].get("GPU")] or alive
     return NodeAffinitySchedulingStrategy(sorted(node["NodeID"] for node in able)[number % len(able)], soft=False)

@@ -112,11 +112,11 @@ def leetcode(item: Item) -> Row | None:
     """The set grades ``prompt`` (imports), solution and ``test`` together, so whoever answers is shown the imports."""
     if _OF_NODES.search(item["test"]):
         return None
-    if not item.get("problem_description"):
-        asked = item["query"]
-    else:
+    if item.get("problem_description"):
         given = f"{item.get('prompt') or ''}\n{item['starter_code']}".strip("\n")
         asked = f"{item['problem_description']}\n\n```python\n{given}\n```"
+    else:
+        asked = item["query"]
     return row("leetcode", f"{asked}\n{CODE_FORM}", "", test=item["test"], entry_point=item["entry_point"])
 
 

@@ -141,7 +141,9 @@ def missing(choices: Choices, config: Any) -> list[str]:
     try:
         check_reachable(check(config).sandbox)
     except ToolUnavailable as error:
-        found.append(f"a sandbox for code: {str(error).partition(' Tried:')[0]} (`rlar doctor` says more)")
+        found.append(
+            f"a sandbox for code: {str(error).splitlines()[0].removesuffix(' Tried:')} (`rlar doctor` says more)"
+        )
     if importlib.util.find_spec("vllm") is None:
         found.append("vLLM: pip install 'verl-rlar[vllm]'")
     if importlib.util.find_spec("flash_attn") is None:

@@ -5,11 +5,12 @@ The reference is a letter (``C``, ``(C)``, ``C.``) or the text of an option. The
 or ``extra["options"]`` (a list of texts, a mapping from letter to text, or ARC's ``{"label": [...], "text": [...]}``),
 else from lines such as ``B) Paris`` in the prompt. Without options, letters A to J are possible.
 
-**Which choice counts**, from the text after the last ``</think>``: the last ``\boxed{}``; what the last "answer is",
-"answer:", "I choose", "option C is right" or the like names; the whole response, if it is the text of an option; the
-last line, else the first, if it is a letter or starts like ``C)``; the letters in brackets or bold in the last line.
-Options that are mentioned before are fine. A final statement that names several options scores 0, and so do a list of
-options without a choice and an option's text under another option's letter.
+**Which choice counts**, from the text after the last ``</think>`` (none, if thinking has not ended): the last
+``\boxed{}``; what the last "answer is", "answer:", "I choose", "option C is right" or the like names; the whole
+response, if it is the text of an option; the last line, else the first, if it is a letter or starts like ``C)``; the
+letters in brackets or bold in the last line. Options that are mentioned before are fine. A final statement that names
+several options scores 0, and so do a list of options without a choice and an option's text under another option's
+letter.
 
 Guarantees: linear in the response, of which the last 200,000 characters are read. It abstains if the reference is
 neither a letter of an option nor an option's text.

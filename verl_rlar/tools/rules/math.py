@@ -4,12 +4,12 @@ r"""Rule `final_answer`: is the final answer of a mathematical response the refe
 Three steps: find the final answer in the response (`verl_rlar.sandbox.reading.find_answer`), take its shape apart
 (lists, tuples, intervals, units; `_read`), and compare the scalars that are left with math-verify (`_equal`).
 
-**Which answer counts.** Text after the last ``</think>`` only. There, in this order: the last closed ``\boxed{}`` or
-the last line ``#### n``, whichever stands later; what follows the last "answer is", "answer:" or a line's "A:"
-(without these, "solution" or "result"); the whole response if it is one short line without prose; the last formula or
-number. Boxes that stand next to each other ("\boxed{1} and \boxed{2}") are ONE answer with several values, and so is a
-list in a box: every value must be in the reference and every value of the reference must be there. So listing
-candidates never pays, and is no cheat to be flagged either: it is a wrong answer.
+**Which answer counts.** Text after the last ``</think>`` only; thinking that has not ended is no answer. There, in this
+order: the last closed ``\boxed{}`` or the last line ``#### n``, whichever stands later; what follows the last "answer
+is", "answer:" or a line's "A:" (without these, "solution" or "result"); the whole response if it is one short line
+without prose; the last formula or number. Boxes that stand next to each other ("\boxed{1} and \boxed{2}") are ONE
+answer with several values, and so is a list in a box: every value must be in the reference and every value of the
+reference must be there. So listing candidates never pays, and is no cheat to be flagged either: it is a wrong answer.
 
 **What is the same answer.** Equal value, as math-verify decides (decimals count if right to 6 places). Lists and sets:
 order and repetition are free. Tuples and intervals: order and the kind of each bracket count, and the brackets must be

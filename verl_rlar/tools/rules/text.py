@@ -5,8 +5,8 @@ Both compare after `normalise`: Unicode NFKC and case folding, then punctuation,
 spaces are dropped. This is SQuAD 1.1's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250, `evaluate-v1.1.py`),
 with all Unicode punctuation and symbols instead of ASCII's, and case folding instead of lower case.
 
-The response counts from its last ``</think>`` on; of a ``\boxed{}``, or of a last line that starts with "Answer:",
-only the content counts.
+The response counts from its last ``</think>`` on, thinking that has not ended does not; of a ``\boxed{}``, or of a last
+line that starts with "Answer:", only the content counts.
 
 Guarantees: linear in the response, of which only the last 200,000 characters are read; a reference that is empty after
 normalisation makes the rule abstain. Several accepted answers can stand in ``extra["answers"]`` (a list of texts,
