@@ -11,7 +11,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "verl_rlar"
 
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("__init__", "types", "errors", "config", "calibration", "mixture", "signs", "versions"),
+    ("__init__", "types", "errors", "config", "calibration", "mixture", "signs", "versions", "once"),
     ("rows", "row_files", "streams", "features", "ledger", "sandbox", "serving", "repository", "hub", "gate"),
     ("chat", "purse", "quoting"),
     ("advice", "clusters", "card_examples", "snapshots"),

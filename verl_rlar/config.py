@@ -230,7 +230,7 @@ class LibraryConfig(Section):
 class LedgerConfig(Section):
     store_responses: bool = True
     """Whether prompts and responses are kept (compressed). Without them a reward can be looked up, not replayed."""
-    flush_s: float = Field(default=0.02, gt=0)
+    flush_s: float = Field(default=0.1, gt=0)
     """How long a reward worker gathers rows before it sends them, in seconds; longer where the service is slow to take
     them, up to a quarter of a second."""
     keep_steps: int | None = Field(default=None, ge=1)

@@ -257,7 +257,7 @@ class Ledger:
                 sha = content_hash(sample.response)[:32] if self._store_texts else None
                 if sha:
                     self._add_text(sha, sample.response, sample.step)
-                parts = json.dumps([asdict(part) for part in score.parts])
+                parts = json.dumps([vars(part) for part in score.parts])
                 values = (
                     *(self.attempt, sample.split, sample.step, sample.uid, sample.session),
                     *(sample.query.key, _utf8(sample.query.data_source), row.route.snapshot, row.route.name),

@@ -57,6 +57,9 @@ from verl_rlar.types import Kind, Outcome, Query, Route, Sample, Score, Snapshot
 
 NEEDED_FIELDS = ("global_steps", "uid", "session_id", "raw_prompt")
 """What verl's V1 trainer sends along with every response."""
+SHORT = 2_000
+"""Responses of so many tokens at most are decoded at once, in less than a millisecond: the way to a thread and back
+takes as much, where many come together. Longer ones would keep others waiting."""
 
 
 class RlarRewardManager(RewardManagerBase):
@@ -90,7 +93,10 @@ class RlarRewardManager(RewardManagerBase):
         """
         received, start = time.time(), time.perf_counter()
         item = data[-1]
-        sample = await asyncio.to_thread(self._sample, item.batch, item.non_tensor_batch)
+        if _length(item.batch, item.non_tensor_batch) <= SHORT:
+            sample = self._sample(item.batch, item.non_tensor_batch)
+        else:
+            sample = await asyncio.to_thread(self._sample, item.batch, item.non_tensor_batch)
         try:
             snapshot = await self._service.at(sample.step)
             route = await self._service.route(sample.query, snapshot, sample.split)
@@ -136,13 +142,9 @@ class RlarRewardManager(RewardManagerBase):
         missing = [name for name in NEEDED_FIELDS if name not in fields]
         if missing:
             raise ConfigError(f"verl sent no {', '.join(missing)}; rewards need its V1 trainer (trainer.use_v1=True)")
-        responses = batch["responses"]
-        length = fields.get("response_len")
-        if length is None:
-            length = batch["attention_mask"][-responses.shape[-1] :].sum()
         return Sample(
             query=self._query(fields),
-            response=self._decode(responses[: int(length)], skip_special_tokens=True),
+            response=self._decode(batch["responses"][: _length(batch, fields)], skip_special_tokens=True),
             step=int(fields["global_steps"]),
             uid=str(fields["uid"]),
             session=int(fields["session_id"]),
@@ -154,6 +156,12 @@ class RlarRewardManager(RewardManagerBase):
         return query_of(
             {name: plain(fields.get(name)) for name in ("raw_prompt", "data_source", "reward_model", "extra_info")}
         )
+
+
+def _length(batch: Any, fields: Mapping[str, Any]) -> int:
+    """Number of tokens of a response, without what it is padded with."""
+    length = fields.get("response_len")
+    return int(batch["attention_mask"][-batch["responses"].shape[-1] :].sum() if length is None else length)
 
 
 def extra_info(route: Route, score: Score, seconds: float) -> dict[str, Any]:

@@ -33,9 +33,7 @@ unless a declared route says so. Tools without a card are trusted by what they a
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
@@ -45,6 +43,7 @@ from verl_rlar.competence import NOTHING, Belief, Competence, Labelled
 from verl_rlar.config import PartConfig, RouteConfig, RoutingConfig
 from verl_rlar.errors import ConfigError
 from verl_rlar.features import Features, describe
+from verl_rlar.once import Once
 from verl_rlar.types import Kind, Query, Route, RoutePart, Snapshot, Split, ToolSpec, content_hash
 
 OPTIONS = 20
@@ -574,28 +573,13 @@ def _names(part: PartConfig) -> tuple[str, ...]:
 
 
 class RouteCache:
-    """A router that decides once per (snapshot, split, query); callers that come meanwhile wait for that decision.
-
-    A decision that fails is not kept: the next caller tries again. Bounded: the least recently used is forgotten.
-    """
+    """A router that decides once per (snapshot, split, query); callers that come meanwhile wait for that decision. See
+    `verl_rlar.once` for what is kept."""
 
     def __init__(self, router: Router, *, size: int = 100_000) -> None:
         self._router = router
-        self._size = size
-        self._routes: OrderedDict[tuple[str, str, str], asyncio.Future[Route]] = OrderedDict()
+        self._routes: Once[tuple[str, str, str], Route] = Once(size)
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         key = (snapshot.version, split, query.key)
-        decision = self._routes.get(key)
-        if decision is None:
-            decision = self._routes[key] = asyncio.ensure_future(self._router.route(query, snapshot, split))
-            decision.add_done_callback(lambda done: self._forget_failed(key, done))
-            while len(self._routes) > self._size:
-                self._routes.popitem(last=False)
-        else:
-            self._routes.move_to_end(key)
-        return await asyncio.shield(decision)
-
-    def _forget_failed(self, key: tuple[str, str, str], done: asyncio.Future[Route]) -> None:
-        if (done.cancelled() or done.exception() is not None) and self._routes.get(key) is done:
-            del self._routes[key]
+        return await self._routes.get(key, lambda: self._router.route(query, snapshot, split))

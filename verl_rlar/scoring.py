@@ -79,7 +79,8 @@ class Scorer:
             [part for part in route.parts if not part.gate and part.weight_at(sample.step) > 0],
         ):
             if all(_passed(part, score) for part, score in pairs):  # else nothing behind the gates counts
-                scores = await asyncio.gather(*(self.call(snapshot.tool(part.tool), sample) for part in wanted))
+                calls = [self.call(snapshot.tool(part.tool), sample) for part in wanted]
+                scores = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
                 pairs += zip(wanted, scores, strict=True)
         return combine(pairs, step=sample.step, seconds=time.perf_counter() - start)
 

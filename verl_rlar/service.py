@@ -29,6 +29,7 @@ is killed takes the rows of its last moments along (verl does not survive the de
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -38,6 +39,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -68,6 +70,7 @@ from verl_rlar.library import CHANGES, Library, LibraryView, library_path
 from verl_rlar.life import Decision, Life
 from verl_rlar.metrics import StepMetrics, of_account
 from verl_rlar.nodes import GONE, RECONNECT_S, Models, on_head_node, same_or
+from verl_rlar.once import Once
 from verl_rlar.purse import account_of, folder_of
 from verl_rlar.router import FeatureRouter, RouteCache, settings_of
 from verl_rlar.trusted import trusted_tools
@@ -84,6 +87,8 @@ GROUPS_KEPT = 20_000
 """Number of latest groups whose values are kept in memory; older ones are read from the ledger."""
 STEPS_KEPT = 8
 """Number of latest steps whose snapshots a client keeps."""
+SOURCES_KEPT = 1_000
+"""Number of tools whose code a client keeps."""
 ROWS_WAITING = 100_000
 """Number of rows that a client keeps while the ledger cannot be written."""
 ROWS_PER_CALL = 500
@@ -194,6 +199,7 @@ class Service:
         self._routes = RouteCache(self._journal)
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
+        _spare_collector()
 
     async def at(self, step: int) -> Snapshot:
         """The tools that are live at a step (I1). From now on that step does not change."""
@@ -642,22 +648,19 @@ class Client:
             raise ServiceUnreachable(f"the rlar service cannot start: {str(error).strip().splitlines()[-1]}") from error
         except ray.exceptions.GetTimeoutError as error:
             raise ServiceUnreachable(f"the rlar service did not start within {START_TIMEOUT_S:g} s") from error
-        self._snapshots: dict[int, Snapshot] = {}
-        self._sources: dict[str, str] = {}
+        self._snapshots: Once[int, Snapshot] = Once(STEPS_KEPT)
+        self._sources: Once[str, str] = Once(SOURCES_KEPT)
         self._routes = RouteCache(RouteCalls(self._ask_routes))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)
         self._pause_s = 0.0
         self._hurry: asyncio.Event
         self._sender: asyncio.Task[None] | None = None
+        _spare_collector()
 
     async def at(self, step: int) -> Snapshot:
         """See `Service.at`; asked once per step."""
-        snapshot = self._snapshots.get(step)
-        if snapshot is None:
-            snapshot = self._snapshots[step] = await self._call("at", step, timeout_s=self._config.service_timeout_s)
-            for old in sorted(self._snapshots)[:-STEPS_KEPT]:
-                del self._snapshots[old]
-        return snapshot
+        ask = partial(self._call, "at", step, timeout_s=self._config.service_timeout_s)
+        return await self._snapshots.get(step, ask)
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         """See `Service.route`; asked once per query, snapshot and split."""
@@ -677,16 +680,7 @@ class Client:
         Raises:
             ToolUnavailable: It is not in the library, or the service does not answer.
         """
-        source = self._sources.get(source_sha256)
-        if source is None:
-            try:
-                source = await self._call("source", source_sha256, timeout_s=self._config.service_timeout_s)
-            except ServiceUnreachable as error:
-                raise ToolUnavailable(str(error)) from None
-            if source is None:
-                raise ToolUnavailable(f"the source {source_sha256[:12]} is not in the library")
-            self._sources[source_sha256] = source
-        return source
+        return await self._sources.get(source_sha256, partial(self._ask_source, source_sha256))
 
     async def sibling_mean(self, uid: str, session: int, group_size: int) -> float | None:
         """See `Service.sibling_mean`; None also if the service cannot be reached in time."""
@@ -796,6 +790,15 @@ class Client:
             else:
                 self._pause_s = min(LONGEST_PAUSE_S, PAUSE * (loop.time() - began))
 
+    async def _ask_source(self, source_sha256: str) -> str:
+        try:
+            source = await self._call("source", source_sha256, timeout_s=self._config.service_timeout_s)
+        except ServiceUnreachable as error:
+            raise ToolUnavailable(str(error)) from None
+        if source is None:
+            raise ToolUnavailable(f"the source {source_sha256[:12]} is not in the library")
+        return cast(str, source)
+
     async def _ask_routes(self, asked: Sequence[Question]) -> list[Route | BaseException]:
         found = await self._call("routes", asked, timeout_s=self._config.service_timeout_s)
         return cast("list[Route | BaseException]", found)
@@ -814,6 +817,13 @@ class Client:
                     ) from error
                 await asyncio.sleep(RECONNECT_S)
                 self._actor = same_or(self._actor, self._start())
+
+
+def _spare_collector() -> None:
+    """Lets Python's garbage collector leave out all that is there by now, where this is an actor's process: after verl
+    and torch were imported, a full collection stops everything for half a second, every thousand responses or so."""
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+        gc.freeze()
 
 
 def await_rows(workers: Sequence[Any], timeout_s: float) -> None:
