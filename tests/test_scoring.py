@@ -125,6 +125,51 @@ async def test_hung_calls_do_not_keep_their_workers_from_the_next_sample(runner:
     assert (await score(runner, route_of("same"))).value == 1.0
 
 
+def known_to_be_fast(runner: RuleRunner, *names: str) -> None:
+    """As after some calls of these tools that took no time."""
+    for name in names:
+        runner._seconds[planted.SNAPSHOT.tool(name).digest] = 1e-4
+
+
+async def test_calls_that_wait_go_together(runner: RuleRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    known_to_be_fast(runner, "same", "half")
+    sent, schedule = [], runner._schedule
+    monkeypatch.setattr(runner, "_schedule", lambda calls: (sent.append(len(calls)), schedule(calls))[1])
+    samples = [make_sample(str(40 + number % 3)) for number in range(60)]
+    results = await asyncio.gather(*(score(runner, route_of("same"), sample) for sample in samples))
+    assert [result.value for result in results] == [1.0 if number % 3 == 2 else 0.0 for number in range(60)]
+    assert sum(sent) == 60 and len(sent) < 15
+    sent.clear()
+    runner._seconds.clear()  # nothing is known of what a call takes
+    await asyncio.gather(*(score(runner, route_of("half")) for _ in range(4)))
+    assert sent[:2] == [1, 1]
+
+
+@pytest.mark.parametrize(("culprit", "reason"), [("dying", "died"), ("endless", "still at work"), ("hungry", "memory")])
+async def test_who_goes_together_with_a_call_that_breaks_all_off_is_scored(
+    runner: RuleRunner, culprit: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_to_be_fast(runner, "same", culprit)
+    sent, schedule = [], runner._schedule
+    monkeypatch.setattr(runner, "_schedule", lambda calls: (sent.append(len(calls)), schedule(calls))[1])
+    names = ["same"] * 5 + [culprit] + ["same"] * 6
+    results = await asyncio.gather(*(score(runner, route_of(name)) for name in names))
+    assert [result.value for result in results] == [1.0] * 5 + [None] + [1.0] * 6
+    assert reason in results[5].reason
+    assert sent[0] == 6, "it went with others at first"
+    if culprit != "hungry":  # which is answered, as nothing else is broken off by it
+        assert sent.count(1) >= 6
+
+
+async def test_calls_of_a_runner_that_is_closed_are_failed_and_not_left_waiting() -> None:
+    with RuleRunner(RulesConfig(processes=1), (planted.same.spec.target,)) as runner:
+        calls = [asyncio.create_task(runner.run(planted.sleeper.spec, make_sample())) for _ in range(3)]
+        while not runner._feeders or len(runner._waiting) == 3:
+            await asyncio.sleep(0)
+    ended = await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 60)
+    assert all(isinstance(one, ToolUnavailable) for one in ended), ended
+
+
 async def test_a_call_whose_process_dies_is_tried_once_more(runner: RuleRunner, tmp_path: Path) -> None:
     sample = make_sample(query=make_query(mark=str(tmp_path / "mark")))
     assert (await score(runner, route_of("dying_once"), sample)).value == 1.0

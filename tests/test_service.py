@@ -17,11 +17,12 @@ from test_ledger import make_row
 
 from verl_rlar import service
 from verl_rlar.config import AcquireConfig, LedgerConfig, RlarConfig, RoutingConfig, ScoringConfig
-from verl_rlar.errors import ConfigError, DataError, LedgerError, ServiceUnreachable, TooManyUnscored
+from verl_rlar.errors import ConfigError, DataError, LedgerError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
 from verl_rlar.ledger import FILE_NAME, Ledger, Row, read
+from verl_rlar.once import Once
 from verl_rlar.router import RouteCache, settings_of
 from verl_rlar.rows import query_of
-from verl_rlar.service import CALLS_AT_ONCE, Client, Question, RouteCalls, Service
+from verl_rlar.service import CALLS_AT_ONCE, STEPS_KEPT, Client, Question, RouteCalls, Service
 from verl_rlar.types import Kind, Outcome, Query, Route, Score, Snapshot, Split
 
 
@@ -430,3 +431,32 @@ def test_a_query_is_the_same_whether_it_came_by_json_or_by_parquet(tmp_path: Pat
     back = pq.read_table(tmp_path / "rows.parquet").to_pylist()
     assert back != rows, "parquet adds the fields of the other rows"
     assert query_of(back[0]).key == query_of(rows[0]).key
+
+
+async def test_a_client_asks_once_for_what_many_responses_need_at_the_same_moment() -> None:
+    client, asked = Client.__new__(Client), []  # without its actor
+    client._config, client._snapshots, client._sources = RlarConfig(), Once(STEPS_KEPT), Once(2)
+
+    async def call(method: str, what: int | str, *, timeout_s: float) -> Snapshot | str | None:
+        asked.append((method, what))
+        await asyncio.sleep(0.01)
+        if len(asked) == 1:
+            raise ServiceUnreachable("restarting")
+        return Snapshot(tools=()) if method == "at" else None if what == "unknown" else f"code of {what}"
+
+    client._call = call  # type: ignore[assignment]
+    failed = await asyncio.gather(*(client.at(1) for _ in range(20)), return_exceptions=True)
+    assert {type(one) for one in failed} == {ServiceUnreachable}
+    impatient = asyncio.create_task(client.at(1))
+    await asyncio.sleep(0)
+    impatient.cancel()
+    assert await asyncio.gather(*(client.at(1) for _ in range(20))) == [Snapshot(tools=())] * 20
+    assert await asyncio.gather(*(client.source("a") for _ in range(20))) == ["code of a"] * 20
+    with pytest.raises(ToolUnavailable, match="not in the library"):
+        await client.source("unknown")
+    assert asked == [("at", 1), ("at", 1), ("source", "a"), ("source", "unknown")]
+    for step in range(2, STEPS_KEPT + 2):
+        await client.at(step)
+    await client.at(STEPS_KEPT + 1)
+    await client.at(1)  # forgotten, as so many others came
+    assert [step for method, step in asked if method == "at"] == [1, 1, *range(2, STEPS_KEPT + 2), 1]

@@ -37,7 +37,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from types import TracebackType
-from typing import cast
+from typing import Any, cast
 
 from loky.backend import get_context
 from pebble import ProcessExpired, ProcessPool
@@ -94,6 +94,7 @@ class RuleRunner:
         self._waiting: deque[_Call] = deque()
         self._feeders: set[asyncio.Task[None] | None] = set()
         """A task for each worker that is at work."""
+        self._under_way: set[Future[Any]] = set()
         self._seconds: dict[str, float] = {}
         """What a call takes, by the rule's digest."""
         self._pool = self._made()
@@ -127,8 +128,10 @@ class RuleRunner:
         self.close()
 
     def close(self) -> None:
-        """Kills all workers; calls under way are cancelled."""
+        """Kills all workers; calls under way are failed."""
         self._closed = True
+        for call in tuple(self._under_way):
+            call.cancel()  # pebble would leave it as it is
         self._pool.stop()
         self._pool.join()
 
@@ -174,10 +177,13 @@ class RuleRunner:
     async def _make(self, calls: Sequence[_Call]) -> None:
         """Makes calls in one worker, and answers who waits for them."""
         try:
-            done = asyncio.wrap_future(self._schedule(calls))
-        except ToolError as error:
+            work = self._schedule(calls)
+        except Exception as error:  # the pool cannot be started anew, or was ended
             _fail(calls, error)
             return
+        self._under_way.add(work)
+        work.add_done_callback(self._under_way.discard)
+        done = asyncio.wrap_future(work)
 
         def given_up(_: asyncio.Future[Verdict]) -> None:
             if all(call.answer.done() for call in calls):
@@ -206,9 +212,7 @@ class RuleRunner:
         else:
             for call in calls:
                 call.alone = True
-                self._seconds[call.spec.digest] = (
-                    call.spec.timeout_s
-                )  # the next ones go by themselves, too, for a while
+                self._seconds[call.spec.digest] = call.spec.timeout_s  # so the next ones go by themselves, for a while
             self._waiting.extendleft(reversed(calls))
 
     def _made(self) -> ProcessPool:
