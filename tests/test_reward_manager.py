@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from test_library import make_spec, sha
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
 
+from verl_rlar import reward_manager
 from verl_rlar.cpu.models import build_tiny
 from verl_rlar.errors import ConfigError
 from verl_rlar.exam.canaries import Canary, to_json
@@ -120,6 +122,17 @@ async def test_a_response_is_decoded_routed_scored_and_kept(
         (4, 0, 1.0, "value"),
         (4, 1, 0.0, "value"),
     ]
+
+
+async def test_a_long_response_is_scored_like_a_short_one(
+    manager: RlarRewardManager, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reward_manager, "SHORT", 0)  # all are decoded in a thread
+    assert (await manager.run_single(data(tokenizer, "The answer is 5.")))["reward_score"] == 1.0
+    with pytest.raises(ConfigError, match="global_steps"):
+        sample = data(tokenizer, "5")
+        del sample.non_tensor_batch["global_steps"]
+        await manager.run_single(sample)
 
 
 async def test_all_results_have_the_same_flat_keys_whatever_happened(
@@ -337,6 +350,22 @@ def test_a_training_ends_when_its_last_rows_are_in_the_ledger(config: DictConfig
     finally:
         for worker in workers:
             ray.kill(worker)
+        ray.kill(ray.get_actor(ACTOR_NAME))
+
+
+def test_the_garbage_collector_leaves_out_what_is_imported_where_scores_are_made(
+    config: DictConfig, tokenizer: Any
+) -> None:
+    config.actor_rollout_ref.model.path = tokenizer.name_or_path
+    worker = ray.remote(RewardLoopWorker).remote(migrate_legacy_reward_impl(config))
+    try:
+        ray.get(worker.compute_score.remote(data(tokenizer, "5")), timeout=300)
+        actors = (worker, ray.get_actor(ACTOR_NAME))
+        left_out = ray.get([actor.__ray_call__.remote(lambda _: gc.get_freeze_count()) for actor in actors])
+        assert min(left_out) > 10_000
+        assert gc.get_freeze_count() == 0, "this process is nobody's but the caller's"
+    finally:
+        ray.kill(worker)
         ray.kill(ray.get_actor(ACTOR_NAME))
 
 

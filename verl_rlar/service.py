@@ -822,7 +822,8 @@ class Client:
 def _spare_collector() -> None:
     """Lets Python's garbage collector leave out all that is there by now, where this is an actor's process: after verl
     and torch were imported, a full collection stops everything for half a second, every thousand responses or so."""
-    if ray.is_initialized() and ray.get_runtime_context().get_actor_id():
+    if ray.is_initialized() and ray.get_runtime_context().get_actor_id() and not gc.get_freeze_count():
+        gc.collect()  # what is garbage by now would stay for good
         gc.freeze()
 
 
