@@ -30,6 +30,7 @@ from tensordict import TensorDict
 from test_library import make_spec, sha
 from verl import DataProto
 from verl.experimental.reward_loop.reward_loop import RewardLoopWorker, migrate_legacy_reward_impl
+from verl.utils import tensordict_utils as tu
 
 from verl_rlar import reward_manager
 from verl_rlar.cpu.models import build_tiny
@@ -41,6 +42,7 @@ from verl_rlar.nodes import BOXES_NAME
 from verl_rlar.reward_manager import RlarRewardManager
 from verl_rlar.service import ACTOR_NAME, await_rows
 from verl_rlar.tools.rubric import Rubric
+from verl_rlar.trainer import queries_of
 from verl_rlar.types import Kind, Scope
 
 
@@ -123,6 +125,35 @@ async def test_a_response_is_decoded_routed_scored_and_kept(
         (4, 0, 1.0, "value"),
         (4, 1, 0.0, "value"),
     ]
+
+
+async def test_the_trainer_reads_out_of_a_batch_what_the_reward_manager_reads_out_of_a_response(
+    manager: RlarRewardManager,
+) -> None:
+    rows = [
+        {
+            "raw_prompt": [{"role": "user", "content": f"What is {number} + 1?"}] * (1 + number % 2),
+            "data_source": "arithmetic",
+            "reward_model": {
+                "style": "rule",
+                "ground_truth": (str(number + 1), None, np.array(["a", "b"]))[number % 3],
+            },
+            "extra_info": {"index": number, "tests": np.array([number]), "nested": {"a": None, "b": [1.5]}},
+        }
+        for number in range(6)
+    ]
+    columns = {name: np.empty(len(rows), dtype=object) for name in rows[0]}
+    for name, column in columns.items():
+        column[:] = [row[name] for row in rows]
+    batch = tu.get_tensordict(columns)
+    tu.assign_non_tensor_data(batch, "global_steps", 3)
+    expected = [manager._query({name: np.array([value])[0] for name, value in row.items()}) for row in rows]
+    assert [query.key for query in queries_of(batch)] == [query.key for query in expected]
+    assert queries_of(batch) == expected
+    tu.assign_non_tensor_data(batch, "data_source", "one for all")
+    assert {query.data_source for query in queries_of(batch)} == {"one for all"}
+    columns["raw_prompt"][2] = []
+    assert len(queries_of(tu.get_tensordict(columns))) == 5, "what is no prompt is for the reward call to say"
 
 
 async def test_a_long_response_is_scored_like_a_short_one(

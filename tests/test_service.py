@@ -17,7 +17,15 @@ from test_ledger import make_row
 
 from verl_rlar import service
 from verl_rlar.config import AcquireConfig, LedgerConfig, RlarConfig, RoutingConfig, ScoringConfig
-from verl_rlar.errors import ConfigError, DataError, LedgerError, ServiceUnreachable, ToolUnavailable, TooManyUnscored
+from verl_rlar.errors import (
+    ConfigError,
+    DataError,
+    LedgerError,
+    LibraryError,
+    ServiceUnreachable,
+    ToolUnavailable,
+    TooManyUnscored,
+)
 from verl_rlar.ledger import FILE_NAME, Ledger, Row, read
 from verl_rlar.once import Once
 from verl_rlar.router import RouteCache, settings_of
@@ -437,12 +445,12 @@ async def test_a_client_asks_once_for_what_many_responses_need_at_the_same_momen
     client, asked = Client.__new__(Client), []  # without its actor
     client._config, client._snapshots, client._sources = RlarConfig(), Once(STEPS_KEPT), Once(2)
 
-    async def call(method: str, what: int | str, *, timeout_s: float) -> Snapshot | str | None:
-        asked.append((method, what))
+    async def call(method: str, *what: int | str, timeout_s: float) -> tuple[Snapshot, dict[str, Route]] | str | None:
+        asked.append((method, *what))
         await asyncio.sleep(0.01)
         if len(asked) == 1:
             raise ServiceUnreachable("restarting")
-        return Snapshot(tools=()) if method == "at" else None if what == "unknown" else f"code of {what}"
+        return (Snapshot(tools=()), {}) if method == "prepared" else None if "unknown" in what else f"code of {what}"
 
     client._call = call  # type: ignore[assignment]
     failed = await asyncio.gather(*(client.at(1) for _ in range(20)), return_exceptions=True)
@@ -451,12 +459,56 @@ async def test_a_client_asks_once_for_what_many_responses_need_at_the_same_momen
     await asyncio.sleep(0)
     impatient.cancel()
     assert await asyncio.gather(*(client.at(1) for _ in range(20))) == [Snapshot(tools=())] * 20
-    assert await asyncio.gather(*(client.source("a") for _ in range(20))) == ["code of a"] * 20
+    assert set(await asyncio.gather(*(client.source("a") for _ in range(20)))) == {"code of ('a',)"}
     with pytest.raises(ToolUnavailable, match="not in the library"):
         await client.source("unknown")
-    assert asked == [("at", 1), ("at", 1), ("source", "a"), ("source", "unknown")]
+    assert asked == [("prepared", 1, "train")] * 2 + [("source", "a"), ("source", "unknown")]
     for step in range(2, STEPS_KEPT + 2):
         await client.at(step)
     await client.at(STEPS_KEPT + 1)
     await client.at(1)  # forgotten, as so many others came
-    assert [step for method, step in asked if method == "at"] == [1, 1, *range(2, STEPS_KEPT + 2), 1]
+    assert [step for method, step, *_ in asked if method == "prepared"] == [1, 1, *range(2, STEPS_KEPT + 2), 1]
+
+
+async def test_routes_that_were_expected_come_with_the_tools_of_their_step(tmp_path: Path) -> None:
+    service, asked = make_service(tmp_path), []
+    queries = [make_query(f"What is {number} + 1?") for number in range(20)]
+    await service.expect(3, "train", [*queries, queries[0]])
+    snapshot, routes = await service.prepared(3, "train")
+    assert snapshot == await service.at(3)
+    assert routes == {query.key: await service.route(query, snapshot) for query in queries}
+    with read(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM routes").fetchone()[0] == 20
+    assert (await service.prepared(3, "val"))[1] == (await service.prepared(4, "train"))[1] == {}
+
+    client = Client.__new__(Client)  # without its actor
+
+    async def call(method: str, *what: object, timeout_s: float) -> object:
+        asked.append(method)
+        return await getattr(service, method)(*what)
+
+    client._config, client._snapshots, client._call = RlarConfig(), Once(STEPS_KEPT), call  # type: ignore[assignment]
+    client._routes = RouteCache(RouteCalls(client._ask_routes))
+    found = await client.at(3)
+    assert [await client.route(query, found) for query in queries] == list(routes.values())
+    assert asked == ["prepared"]
+    assert await client.route(queries[0], found, "val") == await service.route(queries[0], snapshot, "val")
+    assert asked == ["prepared", "routes"], "what was not expected is asked for"
+    for step in range(4, 3 * STEPS_KEPT):
+        await service.expect(step, "train", queries[:1])
+    assert sorted(service._expected) == [(step, "train") for step in range(2 * STEPS_KEPT, 3 * STEPS_KEPT)]
+
+
+async def test_a_library_that_cannot_be_read_just_then_costs_what_was_expected_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = make_service(tmp_path)
+
+    async def broken(step: int) -> Snapshot:
+        raise LibraryError("no such folder")
+
+    with monkeypatch.context() as now:
+        now.setattr(service, "at", broken)
+        await service.expect(1, "train", [make_query()])
+        assert await service._expected[1, "train"] == {}
+    assert (await service.prepared(1, "train"))[0] == await service.at(1)

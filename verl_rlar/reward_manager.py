@@ -45,7 +45,7 @@ from verl_rlar.errors import ConfigError, ServiceUnreachable
 from verl_rlar.ledger import Row
 from verl_rlar.nodes import Boxes, Models
 from verl_rlar.plugin import check
-from verl_rlar.rows import plain, query_of
+from verl_rlar.rows import COLUMNS, plain, query_of
 from verl_rlar.scoring import Scorer
 from verl_rlar.service import Client
 from verl_rlar.shadow import Shadow
@@ -98,7 +98,7 @@ class RlarRewardManager(RewardManagerBase):
         else:
             sample = await asyncio.to_thread(self._sample, item.batch, item.non_tensor_batch)
         try:
-            snapshot = await self._service.at(sample.step)
+            snapshot = await self._service.at(sample.step, sample.split)
             route = await self._service.route(sample.query, snapshot, sample.split)
             score = await self._scorer.score(sample, route, snapshot)
         except ServiceUnreachable as error:
@@ -153,9 +153,7 @@ class RlarRewardManager(RewardManagerBase):
         )
 
     def _query(self, fields: Mapping[str, Any]) -> Query:
-        return query_of(
-            {name: plain(fields.get(name)) for name in ("raw_prompt", "data_source", "reward_model", "extra_info")}
-        )
+        return query_of({name: plain(fields.get(name)) for name in COLUMNS})
 
 
 def _length(batch: Any, fields: Mapping[str, Any]) -> int:

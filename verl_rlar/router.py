@@ -583,3 +583,7 @@ class RouteCache:
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         key = (snapshot.version, split, query.key)
         return await self._routes.get(key, lambda: self._router.route(query, snapshot, split))
+
+    def put(self, query_key: str, snapshot: Snapshot, split: Split, route: Route) -> None:
+        """Keeps a route that was decided elsewhere."""
+        self._routes.put((snapshot.version, split, query_key), route)

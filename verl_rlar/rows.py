@@ -20,6 +20,9 @@ from typing import Any
 from verl_rlar.errors import DataError
 from verl_rlar.types import Message, Query
 
+COLUMNS = ("raw_prompt", "data_source", "reward_model", "extra_info")
+"""The columns of verl's batches that make a query."""
+
 
 def query_of(row: Mapping[str, Any]) -> Query:
     """Reads a query out of a row.

@@ -19,9 +19,10 @@ the canaries, which one reward worker per step is asked to score. What `verl_rla
 is raised then, and what the settings say is done about it. Then `verl_rlar.fleet.Fleet` sees to it that the step's
 reward models are served.
 
-Reward workers may be many, and of a step's prompts each meets nearly all: what a worker has to ask or to say while a
-call is under way goes with the next one, and rows wait longer where the service is slow to take them. So more workers
-mean fuller calls, not more of them.
+Reward workers may be many, and of a step's prompts each meets nearly all. So routes are decided while responses are
+still generated, and a worker gets those of the step in one call, with the tools; what it has to ask beside while a call
+is under way goes with the next one, and rows wait longer where the service is slow to take them. So more workers mean
+fuller calls, not more of them.
 
 Not covered: rows are sent to the service some `rlar.ledger.flush_s` later, off the scoring path: a reward worker that
 is killed takes the rows of its last moments along (verl does not survive the death of a reward worker either)."""
@@ -197,6 +198,8 @@ class Service:
         router.check(Snapshot(tools=(*(tool.spec for tool in tools), *known)))
         self._journal = _Journaled(router, self._ledger, self._adviser)
         self._routes = RouteCache(self._journal)
+        self._expected: dict[tuple[int, Split], asyncio.Task[dict[str, Route]]] = {}
+        """By step and split: the routes of its prompts, by `Query.key`."""
         self._groups: OrderedDict[str, Group] = OrderedDict()
         self._recent: deque[tuple[bool, str]] = deque(maxlen=config.scoring.unscored_window)
         _spare_collector()
@@ -214,6 +217,28 @@ class Service:
             except LedgerError as error:
                 logger.warning("the tools of step %d are not in the ledger yet: %s", step, error)
         return snapshot
+
+    async def expect(self, step: int, split: Split, queries: Sequence[Query]) -> None:
+        """Decides the routes of a step's prompts before their responses come; see `prepared`."""
+        self._expected[step, split] = asyncio.get_running_loop().create_task(self._decide(step, split, queries))
+        for old in sorted(self._expected, key=lambda key: key[0])[:-STEPS_KEPT]:
+            del self._expected[old]
+
+    async def _decide(self, step: int, split: Split, queries: Sequence[Query]) -> dict[str, Route]:
+        distinct = {query.key: query for query in queries}
+        try:
+            snapshot = await self.at(step)
+        except LibraryError as error:  # whoever scores will hear of it
+            logger.warning("the routes of step %d are not decided yet: %s", step, error)
+            return {}
+        found = await self.routes([(query, snapshot, split) for query in distinct.values()])
+        return {key: route for key, route in zip(distinct, found, strict=True) if isinstance(route, Route)}
+
+    async def prepared(self, step: int, split: Split) -> tuple[Snapshot, dict[str, Route]]:
+        """The tools that are live at a step, and the routes of the prompts that were expected, by `Query.key`. A route
+        that is not among them is decided when it is asked for."""
+        snapshot, expected = await self.at(step), self._expected.get((step, split))
+        return snapshot, {} if expected is None else await asyncio.shield(expected)
 
     async def source(self, source_sha256: str) -> str | None:
         """The code of a tool, by its hash; None if it is not in the library."""
@@ -648,7 +673,7 @@ class Client:
             raise ServiceUnreachable(f"the rlar service cannot start: {str(error).strip().splitlines()[-1]}") from error
         except ray.exceptions.GetTimeoutError as error:
             raise ServiceUnreachable(f"the rlar service did not start within {START_TIMEOUT_S:g} s") from error
-        self._snapshots: Once[int, Snapshot] = Once(STEPS_KEPT)
+        self._snapshots: Once[tuple[int, Split], Snapshot] = Once(STEPS_KEPT)
         self._sources: Once[str, str] = Once(SOURCES_KEPT)
         self._routes = RouteCache(RouteCalls(self._ask_routes))
         self._rows: deque[Row] = deque(maxlen=ROWS_WAITING)
@@ -657,10 +682,14 @@ class Client:
         self._sender: asyncio.Task[None] | None = None
         _spare_collector()
 
-    async def at(self, step: int) -> Snapshot:
-        """See `Service.at`; asked once per step."""
-        ask = partial(self._call, "at", step, timeout_s=self._config.service_timeout_s)
-        return await self._snapshots.get(step, ask)
+    async def at(self, step: int, split: Split = "train") -> Snapshot:
+        """The tools that are live at a step; asked once per step and split. The routes of the prompts that are expected
+        come with them."""
+        return await self._snapshots.get((step, split), partial(self._ask_prepared, step, split))
+
+    def expect(self, step: int, split: Split, queries: Sequence[Query]) -> None:
+        """See `Service.expect`. Does not wait, and does not matter if it fails."""
+        self._actor.expect.remote(step, split, queries)
 
     async def route(self, query: Query, snapshot: Snapshot, split: Split = "train") -> Route:
         """See `Service.route`; asked once per query, snapshot and split."""
@@ -789,6 +818,12 @@ class Client:
                 await asyncio.sleep(1.0)
             else:
                 self._pause_s = min(LONGEST_PAUSE_S, PAUSE * (loop.time() - began))
+
+    async def _ask_prepared(self, step: int, split: Split) -> Snapshot:
+        snapshot, routes = await self._call("prepared", step, split, timeout_s=self._config.service_timeout_s)
+        for key, route in routes.items():
+            self._routes.put(key, snapshot, split, route)
+        return cast(Snapshot, snapshot)
 
     async def _ask_source(self, source_sha256: str) -> str:
         try:

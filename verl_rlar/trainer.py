@@ -2,9 +2,10 @@
 """Where verl's trainer tells us that a step begins.
 
 verl hands each batch of prompts, in training and in validation, to an agent loop manager, and lets the user name its
-class (``actor_rollout_ref.rollout.agent.agent_loop_manager_class``). Ours is verl's own, and does two things more
-before the prompts go out: it marks them as training or validation, which a reward call cannot see otherwise, and gives
-the service the chance to stop the run at this boundary.
+class (``actor_rollout_ref.rollout.agent.agent_loop_manager_class``). Ours is verl's own, and does three things more:
+before the prompts go out it marks them as training or validation, which a reward call cannot see otherwise, and gives
+the service the chance to stop the run at this boundary; and while they are answered, it has the service decide their
+routes, so that these are there when the first response comes.
 
 Guarantees: prompts, sampling and order are verl's; an exception raised here ends the training with its message, where
 one raised in a reward call would only drop a group.
@@ -12,14 +13,18 @@ one raised in a reward call would only drop a group.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from tensordict import TensorDict
+from tensordict import NonTensorData, TensorDict
 from verl.trainer.ppo.v1 import AgentLoopManagerTQ
 from verl.utils import tensordict_utils as tu
 
+from verl_rlar.errors import DataError
 from verl_rlar.plugin import check
+from verl_rlar.rows import COLUMNS, query_of
 from verl_rlar.service import Client
+from verl_rlar.types import Query, Split
 
 SPLIT_FIELD = "rlar_split"
 """Field of each prompt: ``train`` or ``val``."""
@@ -52,8 +57,23 @@ class RlarAgentLoopManager(AgentLoopManagerTQ):
             TooManyUnscored, ToolUnavailable: See `verl_rlar.service.Service.begin_step`.
         """
         validate = "validate" in prompts and bool(prompts["validate"])
-        self._service.begin_step(int(prompts["global_steps"]), behind=self._behind, validate=validate)
-        tu.assign_non_tensor_data(prompts, SPLIT_FIELD, "val" if validate else "train")
+        step = int(prompts["global_steps"])
+        split: Split = "val" if validate else "train"
+        self._service.begin_step(step, behind=self._behind, validate=validate)
+        tu.assign_non_tensor_data(prompts, SPLIT_FIELD, split)
         if "__rollout_n__" in prompts:
             prompts[GROUP_SIZE_FIELD] = prompts["__rollout_n__"]
-        super().generate_sequences(prompts)
+        super().generate_sequences(prompts)  # does not wait
+        self._service.expect(step, split, queries_of(prompts))
+
+
+def queries_of(prompts: TensorDict) -> list[Query]:
+    """What the prompts of a batch ask, as reward workers will read it; without those that cannot be read."""
+    columns = {name: field for name, field in prompts.items() if name in COLUMNS}
+    queries = []
+    for number in range(len(prompts)):
+        cells = {name: field if isinstance(field, NonTensorData) else field[number] for name, field in columns.items()}
+        row = {name: cell.data for name, cell in cells.items()}
+        with suppress(DataError):
+            queries.append(query_of(row))
+    return queries
