@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import planted
 import pytest
@@ -159,6 +160,24 @@ async def test_who_goes_together_with_a_call_that_breaks_all_off_is_scored(
     assert sent[0] == 6, "it went with others at first"
     if culprit != "hungry":  # which is answered, as nothing else is broken off by it
         assert sent.count(1) >= 6
+
+
+async def test_a_call_that_hangs_within_its_own_deadline_keeps_those_that_go_with_it_a_second_and_no_longer(
+    runner: RuleRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known_to_be_fast(runner, "same", "sleeper")
+    limits, pool, schedule = [], runner._pool, runner._pool.schedule
+
+    def seen(function: Any, *, args: Any, timeout: float) -> Any:
+        limits.append((len(args[0]), timeout))
+        return schedule(function, args=args, timeout=timeout)
+
+    monkeypatch.setattr(pool, "schedule", seen)
+    calls = [score(runner, route_of(name), timeout_s=30) for name in ("same", "sleeper", "same", "same")]
+    results = await asyncio.gather(*calls)
+    assert [result.value for result in results] == [1.0, None, 1.0, 1.0]
+    assert "rlar.scoring.timeout_s" in results[1].reason, "it sleeps for 60 s, and may for 90 s"
+    assert limits[0] == (2, 1.0) and (1, 90.0) in limits and (1, 5.0) in limits
 
 
 async def test_calls_of_a_runner_that_is_closed_are_failed_and_not_left_waiting() -> None:

@@ -58,6 +58,10 @@ TASKS_PER_PROCESS = 10_000
 TOGETHER_S = 0.02
 """Calls go to a worker together if they take no longer than this in all, by what such calls took lately, in seconds."""
 
+TOGETHER_LIMIT_S = 1.0
+"""How long they may take in fact, in seconds, before each is made again by itself: one that hangs keeps the others no
+longer than this, as their own deadlines run on."""
+
 LATELY = 0.1
 """Weight of a rule's latest call in what its calls take."""
 
@@ -228,7 +232,8 @@ class RuleRunner:
         if self._closed:
             raise ToolUnavailable("the processes for rules were ended")
         args = ([(call.spec, call.sample) for call in calls],)
-        timeout_s = min(call.spec.timeout_s for call in calls)
+        limits = [call.spec.timeout_s for call in calls]
+        timeout_s = min(limits if len(limits) == 1 else [*limits, TOGETHER_LIMIT_S])
         try:
             return self._pool.schedule(_calls, args=args, timeout=timeout_s)
         except RuntimeError as error:  # pebble has given the pool up, and never takes it into use again
