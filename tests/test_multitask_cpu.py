@@ -152,20 +152,44 @@ def test_a_judge_grades_over_the_network_and_makes_nothing_up(tmp_path: Path, mo
     assert judge.URL in (arms.available("judge") or "")
     row = tasks.family("sums")[0]
     asked = ("sums", "It is 12.", row["reward_model"]["ground_truth"], row["extra_info"])
-    with LlmServer([says(503), text("7", usage=(90, 2)), text("10/10"), text("I would say 11"), says(401)]) as server:
+    no_grade = [text(said) for said in ("I would say 11", "between 7 and 8", "<think>\n7, I thi")]
+    script = [says(503), text("7", usage=(90, 2)), text("10/10"), text("Fine."), text("9"), *no_grade, says(401)]
+    with LlmServer(script) as server:
         for name, value in ((judge.URL, server.url), (judge.MODEL, "m"), (judge.LOG, str(tmp_path / "judge.jsonl"))):
             monkeypatch.setenv(name, value)
         judge._client.cache_clear()
         assert arms.available("judge") is None
-        assert arms.by_judge(*asked) == 0.7 and arms.by_judge(*asked) == 1.0
-        with pytest.raises(judge.NoGrade, match="11"):
+        assert [arms.by_judge(*asked) for _ in range(3)] == [0.7, 1.0, 0.9]
+        with pytest.raises(judge.NoGrade, match="7, I thi"):
             arms.by_judge(*asked)
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             arms.by_judge(*asked)
     judge._client.cache_clear()
     said = server.requests[1]["messages"][0]["content"]
     assert row["prompt"][0]["content"] in said and "It is 12." in said and asked[2] in said
-    assert judge.tokens(tmp_path) == 92 + 2 * 120 and len(server.requests) == 5
+    assert judge.tokens(tmp_path) == 92 + 6 * 120
+    assert [one["temperature"] for one in server.requests] == [0, 0, 0, 0, 1, 0, 1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("said", "grade"),
+    [
+        ("8", 8),
+        (" 7.5\n", 7.5),
+        ("10/10", 10),
+        ("Grade: **8**/10.", 8),
+        ("**8 out of 10**", 8),
+        ("<think>\nIt says 12, which is right: 10.\n</think>\n\n9", 9),
+        ("12", None),
+        ("-3", None),
+        ("7 or 8", None),
+        ("none", None),
+        ("", None),
+        ("<think>\nmaybe 7", None),
+    ],
+)
+def test_a_judges_grade_is_the_one_number_that_it_says(said: str, grade: float | None) -> None:
+    assert judge.read(said) == grade
 
 
 def result(arm: str, seed: int, gain: float) -> dict[str, Any]:

@@ -6,9 +6,9 @@
 
 It is shown the prompt, the reference if there is one, and the answer, and nothing of ours: neither rubric nor exam.
 
-Guarantees: asked at temperature 0; rate limits, errors of the server and lost connections are tried again, five times
-in all, and then raise: a grade that nobody gave is never made up. Every call's tokens are appended to ``judge.jsonl``
-in the run folder (`LOG`).
+Guarantees: asked at temperature 0, and where it says no grade then, twice more at 1; rate limits, errors of the server
+and lost connections are tried again, five times in all. Then it raises, and verl leaves the answer out: a grade that
+nobody gave is never made up. Every call's tokens are appended to ``judge.jsonl`` in the run folder (`LOG`).
 
 Not covered: an answer that talks to the judge. That is what this arm is there to show.
 """
@@ -34,7 +34,11 @@ Grade the answer to a prompt from 0 (useless) to 10 (perfect). Say nothing but t
 {reference}<answer>
 {answer}
 </answer>"""
-TIMEOUT_S = 60.0
+TEMPERATURES = (0.0, 1.0, 1.0)
+"""Of the tries: at 0 it would say the same again."""
+TOKENS = 4096
+"""Longest answer of the judge: one that reasons thinks first."""
+TIMEOUT_S = 300.0
 
 
 class NoGrade(Exception):
@@ -51,15 +55,27 @@ def grade(prompt: str, reference: str, answer: str) -> float:
     """What the judge says, in [0, 1].
 
     Raises:
-        NoGrade: It said no number from 0 to 10.
+        NoGrade: It said no number from 0 to 10, or several.
         httpx.HTTPError: It did not answer.
     """
     told = f"<reference>\n{reference}\n</reference>\n" if reference else ""
-    said = _ask(ASKED.format(prompt=prompt, reference=told, answer=answer))
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\.?\s*", said)
-    if found is None or float(found[1]) > 10:
-        raise NoGrade(f"the judge was asked for a number from 0 to 10, and said {said[:200]!r}")
-    return float(found[1]) / 10
+    text = ASKED.format(prompt=prompt, reference=told, answer=answer)
+    said = ""
+    for temperature in TEMPERATURES:
+        said = _ask(text, temperature)
+        if (value := read(said)) is not None:
+            return value / 10
+    raise NoGrade(f"the judge was asked for a number from 0 to 10, and said {said[-200:]!r}")
+
+
+def read(said: str) -> float | None:
+    """The one number from 0 to 10 in what a judge said, be it ``8``, ``**8**/10`` or ``Grade: 8 out of 10.``; None if
+    there is none, or another one. What it thought does not count."""
+    if "<think>" in said and "</think>" not in said:
+        return None  # it was cut off
+    told = re.sub(r"(?:/|out of)\s*10\b(?!\.\d)", "", said.rpartition("</think>")[2].replace("*", ""))
+    found = re.findall(r"-?\d+(?:\.\d+)?", told)
+    return float(found[0]) if len(found) == 1 and 0 <= float(found[0]) <= 10 else None
 
 
 def tokens(folder: Path) -> int:
@@ -77,9 +93,10 @@ def _again(error: BaseException) -> bool:
 @retry(
     retry=retry_if_exception(_again), stop=stop_after_attempt(5), wait=wait_random_exponential(0.5, 20), reraise=True
 )
-def _ask(text: str) -> str:
-    body = {"model": os.environ[MODEL], "messages": [{"role": "user", "content": text}], "temperature": 0}
-    response = _client().post("chat/completions", json=body | {"max_tokens": 16})
+def _ask(text: str, temperature: float) -> str:
+    messages = [{"role": "user", "content": text}]
+    body = {"model": os.environ[MODEL], "messages": messages, "temperature": temperature, "max_tokens": TOKENS}
+    response = _client().post("chat/completions", json=body)
     response.raise_for_status()
     told = response.json()
     if log := os.environ.get(LOG):
