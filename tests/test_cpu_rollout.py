@@ -169,6 +169,72 @@ def test_an_aborted_batch_gives_what_it_has(decoder: Decoder) -> None:
     assert long.tokens[:2] == short.tokens
 
 
+def test_requests_that_join_a_batch_are_answered_as_alone_and_each_as_soon_as_it_is_finished(decoder: Decoder) -> None:
+    first = [request(decoder, "the red house", seed=1, max_tokens=30), request(decoder, "go", seed=2, max_tokens=4)]
+    text = "count please, one two three four five six seven"
+    group = [request(decoder, text, seed=seed, max_tokens=1 + 6 * seed) for seed in range(3)]
+    later = {2: group, 9: [request(decoder, "x", seed=6, temperature=0)]}
+    last = [request(decoder, "and then", seed=7)]
+    asked, told = itertools.count(), []
+
+    def joining(at_work: int) -> list[Request]:
+        return later.get(next(asked), []) if at_work else [last.pop()] if last else []
+
+    answers = decoder.decode(
+        first, joining=joining, finished=lambda number, completion: told.append((number, completion))
+    )
+    requests = [*first, *group, *later[9], request(decoder, "and then", seed=7)]
+    for wanted, answer in zip(requests, answers, strict=True):
+        (alone,) = decoder.decode([wanted])
+        assert alone.tokens == answer.tokens and not answer.aborted
+        assert alone.logprobs == pytest.approx(answer.logprobs, abs=1e-4)
+    assert sorted(told) == list(enumerate(answers))
+    assert [number for number, _ in told][:2] == [1, 2] and told[-1][0] == 6
+
+
+def test_columns_that_nobody_needs_any_more_are_dropped(decoder: Decoder) -> None:
+    widths: list[int] = []
+    hook = decoder.model.register_forward_pre_hook(
+        lambda _, __, given: widths.append(given["attention_mask"].shape[1]), with_kwargs=True
+    )
+    short, long = request(decoder, "go", max_tokens=40), request(decoder, "one two three four five six", max_tokens=2)
+    joined = iter([[], [], [], [request(decoder, "go", seed=3, max_tokens=60)]])
+    try:
+        decoder.decode([short, long], joining=lambda at_work: next(joined, []))
+    finally:
+        hook.remove()
+    wide, narrow = len(long.prompt), len(short.prompt)
+    assert widths[:3] == [wide, wide + 1, narrow + 2]  # the long prompt has left after two tokens
+    assert widths[-1] == narrow + 59  # and those of the first answer, when it was done
+
+
+def test_nothing_joins_a_model_that_looks_back_through_a_window(decoder: Decoder) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    config = MistralConfig(
+        vocab_size=len(decoder.tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        sliding_window=4,
+    )
+    windowed = Decoder(MistralForCausalLM(config).eval(), decoder.tokenizer)
+    asked: list[int] = []
+    later = [request(decoder, "go on", seed=2)]
+
+    def joining(at_work: int) -> list[Request]:
+        asked.append(at_work)
+        return [later.pop()] if later else []
+
+    requests = [request(decoder, "a longer prompt than the window", seed=1), later[0]]
+    answers = windowed.decode(requests[:1], joining=joining)
+    assert asked == [0, 0]
+    assert [answer.tokens for answer in answers] == [windowed.decode([one])[0].tokens for one in requests]
+
+
 @pytest.mark.parametrize(
     ("params", "named"),
     [
@@ -240,28 +306,61 @@ def serve(decoder: Decoder, **settings: Any) -> Any:
 
 
 class Recording(Decoder):
-    """Keeps how many requests each batch had."""
+    """Keeps how many requests were taken up together, and how many were at work at each token."""
 
     def __init__(self, decoder: Decoder) -> None:
         super().__init__(decoder.model, decoder.tokenizer)
-        self.sizes: list[int] = []
+        self.taken_up: list[int] = []
+        self.at_work: list[int] = []
 
-    def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
-        self.sizes.append(len(requests))
-        return super().decode(requests, stopped)
+    def _read(self, rows: list[Any]) -> Any:
+        self.taken_up.append(len(rows))
+        return super()._read(rows)
+
+    def _sample(self, logits: Any, rows: list[Any]) -> Any:
+        self.at_work.append(len(rows))
+        return super()._sample(logits, rows)
 
 
 SENT = {"temperature": 1.0, "top_p": 1.0, "top_k": -1, "repetition_penalty": 1.0, "logprobs": True}
 
 
-async def test_requests_that_arrive_together_or_meanwhile_are_batched_up_to_the_limit(decoder: Decoder) -> None:
+async def test_no_more_than_the_limit_are_at_work_and_all_are_answered(decoder: Decoder) -> None:
     server = serve(Recording(decoder), max_num_seqs=4)
     ids = list(prompt(decoder, "Write the digit 3"))
-    outputs = await asyncio.gather(*(server.generate(ids, dict(SENT), str(i)) for i in range(10)))
-    assert server.decoder.sizes == [4, 4, 2]
-    assert all(len(o.token_ids) == len(o.log_probs) <= 16 and o.stop_reason == "completed" for o in outputs)
+    lengths = [3, 16, 9, 1, 5, 16, 2, 12, 7, 4]
+    sent = [{**SENT, "max_tokens": length, "ignore_eos": True} for length in lengths]
+    outputs = await asyncio.gather(*(server.generate(ids, one, str(i)) for i, one in enumerate(sent)))
+    assert [len(output.token_ids) for output in outputs] == [len(output.log_probs) for output in outputs] == lengths
+    assert all(output.stop_reason == "completed" for output in outputs)
+    assert server.decoder.taken_up[0] == max(server.decoder.at_work) == 4 and sum(server.decoder.taken_up) == 10
+    assert len(server.decoder.at_work) < 3 * 16  # as three batches in turn would take
     silent = await server.generate(ids, {**SENT, "logprobs": False}, "last")
     assert silent.log_probs is None and silent.token_ids
+
+
+async def test_a_request_joins_what_is_at_work_and_is_answered_first_if_it_is_short(decoder: Decoder) -> None:
+    server, ids = serve(Recording(decoder), response_length=900), list(prompt(decoder, "Write the digit 3"))
+    long = asyncio.create_task(server.generate(ids, {**SENT, "ignore_eos": True}, "long"))
+    while not server.decoder.at_work:
+        await asyncio.sleep(0.01)
+    short = await server.generate(ids, {**SENT, "max_tokens": 2, "ignore_eos": True}, "short")
+    assert len(short.token_ids) == 2 and not long.done()
+    assert (await server.abort_all_requests())["request_ids"] == ["long"]
+    assert (await long).stop_reason == "aborted" and max(server.decoder.at_work) == 2
+
+
+async def test_nothing_joins_while_new_weights_wait(decoder: Decoder) -> None:
+    server, ids = serve(Recording(decoder), response_length=200), list(prompt(decoder, "go"))
+    old = asyncio.create_task(server.generate(ids, {**SENT, "ignore_eos": True}, "old"))
+    while not server.decoder.at_work:
+        await asyncio.sleep(0.01)
+    arrays = {name: tensor.numpy() for name, tensor in other_weights(decoder).items()}
+    update = asyncio.create_task(server.load_weights(arrays, True, 5))
+    await asyncio.sleep(0)
+    new = await server.generate(ids, {**SENT, "max_tokens": 2}, "new")
+    assert update.done() and new.extra_fields == {"global_steps": 5}
+    assert (await old).extra_fields == {"global_steps": None} and max(server.decoder.at_work) == 1
 
 
 async def test_requests_that_come_one_by_one_share_a_batch(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +375,7 @@ async def test_requests_that_come_one_by_one_share_a_batch(decoder: Decoder, mon
     monkeypatch.setattr(asyncio, "sleep", while_it_waits)
     await server.generate(ids, dict(SENT), "a")
     await asyncio.gather(*answers)
-    assert server.decoder.sizes == [4]
+    assert server.decoder.taken_up == [4]
 
 
 async def test_a_group_gets_the_same_answers_in_every_run_and_others_under_other_weights(decoder: Decoder) -> None:
@@ -300,7 +399,7 @@ async def test_an_abort_ends_what_runs_and_holds_back_what_comes(decoder: Decode
     answering = threading.Event()
 
     class Watched(Decoder):
-        def decode(self, requests, stopped=lambda: False):  # type: ignore[no-untyped-def]
+        def decode(self, requests, stopped=lambda: False, *told):  # type: ignore[no-untyped-def]
             asked = itertools.count()
 
             def seen() -> bool:
@@ -308,7 +407,7 @@ async def test_an_abort_ends_what_runs_and_holds_back_what_comes(decoder: Decode
                     answering.set()
                 return stopped()
 
-            return super().decode(requests, seen)
+            return super().decode(requests, seen, *told)
 
     server = serve(Watched(decoder.model, decoder.tokenizer), response_length=900, max_num_seqs=1)
     ids = list(prompt(decoder, "go"))

@@ -3,7 +3,7 @@
 
 What: `Decoder.decode` takes prompts with a `Sampling` each and answers them together, one forward pass per token for
 all: prompts are padded on the left, equal ones (a GRPO group) are read once, a row leaves the batch as soon as it is
-finished. `Decoder.load` replaces the weights.
+finished, and further ones may join it meanwhile. `Decoder.load` replaces the weights.
 
 Guarantees:
 - Every request gets its own temperature, top_p, top_k, repetition penalty, length and stop conditions, whatever else
@@ -19,7 +19,7 @@ Guarantees:
 - Weights: every parameter and buffer of the model must come, with its shape; of tied ones, one is enough.
 
 Not covered: images, LoRA, quantized models, several devices, prefix caching, models with recurrent state (Mamba and
-the like: they have no left padding), continuous batching (a new request waits until the running batch is done).
+the like: they have no left padding). To a model with a sliding window nothing joins: it waits until the batch is done.
 """
 
 import hashlib
@@ -29,7 +29,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from verl_rlar.errors import ConfigError
 
@@ -158,6 +160,52 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
     done: bool = False
 
+    def completion(self) -> Completion:
+        return Completion(tokens=tuple(self.tokens), logprobs=tuple(self.logprobs), aborted=not self.done)
+
+
+@dataclass
+class _Batch:
+    """Rows at work, and what the model knows of them, padded on the left."""
+
+    rows: list[_Row]
+    logits: torch.Tensor
+    """Of each row's next token: [rows, vocabulary], float32."""
+    mask: torch.Tensor
+    """[rows, width]"""
+    positions: torch.Tensor
+    """Of each row's latest token: [rows, 1]."""
+    cache: DynamicCache
+
+    def keep(self, left: list[int]) -> None:
+        """Drops the other rows, and the columns that none of these needs."""
+        index = torch.tensor(left, device=self.mask.device)
+        self.rows = [self.rows[i] for i in left]
+        self.logits, self.mask, self.positions = self.logits[index], self.mask[index], self.positions[index]
+        self.cache.batch_select_indices(index)
+        if self.joinable and (unused := int(self.mask.any(0).int().argmax())):
+            self.mask = self.mask[:, unused:]
+            for layer in self.cache.layers:
+                layer.keys, layer.values = layer.keys[..., unused:, :], layer.values[..., unused:, :]
+
+    @property
+    def joinable(self) -> bool:
+        """Whether the cache holds all columns: one with a sliding window does not."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def join(self, other: "_Batch") -> None:
+        """Takes the rows of another batch, whose next tokens are known as well."""
+        width = max(self.mask.shape[1], other.mask.shape[1])
+        self.rows += other.rows
+        self.logits = torch.cat([self.logits, other.logits])
+        self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
+        self.positions = torch.cat([self.positions, other.positions])
+        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
+            for name in ("keys", "values"):
+                both = (getattr(layer, name) for layer in (mine, theirs))
+                padded = [pad(tensor, (0, 0, width - tensor.shape[-2], 0)) for tensor in both]
+                setattr(mine, name, torch.cat(padded))
+
 
 class Decoder:
     """A model and its tokenizer, ready to decode. Not thread-safe: one call at a time.
@@ -221,19 +269,53 @@ class Decoder:
     # -- decoding -----------------------------------------------------------------------------------------------------
     @torch.inference_mode()
     def decode(
-        self, requests: Sequence[Request], stopped: Callable[[], bool] = lambda: False
+        self,
+        requests: Sequence[Request],
+        stopped: Callable[[], bool] = lambda: False,
+        joining: Callable[[int], Sequence[Request]] = lambda at_work: (),
+        finished: Callable[[int, Completion], None] = lambda number, completion: None,
     ) -> tuple[Completion, ...]:
         """Answers the requests together.
 
         Args:
             requests: At least one.
             stopped: Asked once per token; True ends all answers as they are.
+            joining: Asked after each token: which further requests join, where so many are at work. None at work: what
+                does not join now is not answered.
+            finished: Told each answer as soon as it is finished, with its place in what is returned.
 
         Returns:
-            One completion per request, in their order.
+            One completion per request, in their order, those that joined last.
         """
         rows = [_Row(request, _uniform(request)) for request in requests]
-        prompts = list(dict.fromkeys(request.prompt for request in requests))  # a group's prompt is read once
+        batch = self._read(rows)
+        places = {id(row): place for place, row in enumerate(rows)}
+        while not stopped():
+            tokens = self._sample(batch.logits, batch.rows)
+            for row in batch.rows:
+                if row.done:
+                    finished(places[id(row)], row.completion())
+            left = [i for i, row in enumerate(batch.rows) if not row.done]
+            if left:
+                if len(left) < len(batch.rows):
+                    tokens = tokens[self._tensor(left)]
+                    batch.keep(left)
+                self._forward(batch, tokens)
+            if (not left or batch.joinable) and (more := joining(len(left))):
+                new = [_Row(request, _uniform(request)) for request in more]
+                places |= {id(row): len(rows) + place for place, row in enumerate(new)}
+                rows += new
+                if left:
+                    batch.join(self._read(new))
+                else:
+                    batch = self._read(new)
+            elif not left:
+                break
+        return tuple(row.completion() for row in rows)
+
+    def _read(self, rows: list[_Row]) -> _Batch:
+        """Reads the prompts of rows, equal ones (a GRPO group's) once."""
+        prompts = list(dict.fromkeys(row.request.prompt for row in rows))
         width = max(map(len, prompts))
         ids = torch.zeros(len(prompts), width, dtype=torch.long)
         mask = torch.zeros_like(ids)
@@ -243,40 +325,31 @@ class Decoder:
         ids, mask = ids.to(self._device), mask.to(self._device)
         positions = (mask.cumsum(1) - 1).clamp_(min=0)
         cache = DynamicCache(config=self.model.config)
-
-        def forward() -> torch.Tensor:
-            """Logits of the next tokens: [rows of the cache, vocabulary], float32."""
-            output = self.model(
-                input_ids=ids,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            return output.logits[:, -1].float()
-
+        logits = self._logits(ids, mask, positions, cache)
         place = {prompt: i for i, prompt in enumerate(prompts)}
-        of = self._tensor([place[request.prompt] for request in requests])
-        logits = forward()[of]
-        mask, positions = mask[of], positions[of, -1:]
+        of = self._tensor([place[row.request.prompt] for row in rows])
         cache.batch_select_indices(of)
-        live = rows
-        while not stopped():
-            ids = self._sample(logits, live)[:, None]
-            positions, mask = positions + 1, torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            left = [i for i, row in enumerate(live) if not row.done]
-            if not left:
-                break
-            if len(left) < len(live):
-                keep = self._tensor(left)
-                ids, positions, mask = ids[keep], positions[keep], mask[keep]
-                cache.batch_select_indices(keep)
-                live = [live[i] for i in left]
-            logits = forward()
-        return tuple(
-            Completion(tokens=tuple(row.tokens), logprobs=tuple(row.logprobs), aborted=not row.done) for row in rows
+        return _Batch(list(rows), logits[of], mask[of], positions[of, -1:], cache)
+
+    def _forward(self, batch: _Batch, tokens: torch.Tensor) -> None:
+        """Shows the model each row's latest token."""
+        batch.positions = batch.positions + 1
+        batch.mask = torch.cat([batch.mask, batch.mask.new_ones(len(batch.rows), 1)], dim=1)
+        batch.logits = self._logits(tokens[:, None], batch.mask, batch.positions, batch.cache)
+
+    def _logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: DynamicCache
+    ) -> torch.Tensor:
+        """Logits of the next tokens: [rows, vocabulary], float32."""
+        output = self.model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
         )
+        return output.logits[:, -1].float()
 
     def _sample(self, logits: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
         """Draws the next token of each row and notes it there.

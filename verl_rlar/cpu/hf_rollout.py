@@ -9,8 +9,8 @@ Guarantees:
 - The interface of verl's `vLLMHttpServer`: completions carry the version of the weights
   (``extra_fields["global_steps"]``); `HFServer.abort_all_requests` ends what runs with ``stop_reason="aborted"`` and
   what it has so far, and holds later requests back until `HFServer.resume_generation`.
-- Requests that arrive while a batch runs wait for the next one; no batch has more than ``rollout.max_num_seqs``
-  requests.
+- Requests that arrive while a batch runs join it, as far as there is room: never more than ``rollout.max_num_seqs``
+  are at work. Each is answered as soon as it is finished.
 - No request sees half of a weight update. Missing, unknown and misshapen weights are errors that name them.
 - With the same ``rollout.seed`` the answers to a prompt under the same weights are the same, as a set.
 - A setting that is not supported is refused when the rollout is made, by name.
@@ -44,13 +44,13 @@ from verl_rlar.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 _GATHER_S = 0.05
-"""Requests share a batch if none comes later than this after the one before it, in seconds. On a slow machine those of
-a step come one by one; a batch of the first few takes as many passes as one of all."""
+"""Requests are taken up together if none comes later than this after the one before it, in seconds. On a slow machine
+those of a step come one by one; and the prompt of a group is read once for those that are taken up together."""
 _START_TIMEOUT_S = 600.0
 _PARK_TIMEOUT_S = 1800.0
 """Longest that a request waits for `HFServer.resume_generation`."""
 _SYNC_TIMEOUT_S = 600.0
-"""Longest that one part of a weight update may take, with the batch that has to end before."""
+"""Longest that one part of a weight update may take, with the requests at work that have to end before."""
 
 
 def refuse_unsupported(config: Any, model: Any, gpus_per_node: int) -> None:
@@ -117,7 +117,7 @@ _NOTHING = Completion(tokens=(), logprobs=(), aborted=True)
 
 
 class HFServer:
-    """The rollout server: queues requests, decodes them in batches, takes weight updates between batches.
+    """The rollout server: queues requests, decodes them together, takes weight updates in between.
 
     Args:
         decoder: What answers.
@@ -125,7 +125,7 @@ class HFServer:
         prompt_length: ``rollout.prompt_length``, in tokens; with `response_length` the default length of an answer.
         response_length: ``rollout.response_length``, in tokens.
         max_model_len: Most tokens of prompt and answer; None: what the model was made for.
-        max_num_seqs: Most requests in one batch.
+        max_num_seqs: Most requests at work at once.
         ignore_eos: Default of the requests.
     """
 
@@ -151,8 +151,12 @@ class HFServer:
         self.global_steps: int | None = None
         self._occurrences: Counter[tuple[int, ...]] = Counter()
         self._queue: deque[_Waiting] = deque()
+        self._came = 0.0
+        """When the latest request came."""
         self._running: list[_Waiting] = []
         self._model = asyncio.Lock()  # held by a batch, or from the first to the last part of a weight update
+        self._wanted = 0
+        """How many wait for the batch to end: nothing joins it then."""
         self._updating = False
         self._worker: asyncio.Task[None] | None = None
         self._stop = threading.Event()
@@ -198,6 +202,7 @@ class HFServer:
         request = Request(prompt=prompt, sampling=sampling, seed=seed)
         waiting = _Waiting(request_id, request, asyncio.get_running_loop().create_future())
         self._queue.append(waiting)
+        self._came = time.monotonic()
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         output = await waiting.answer
@@ -206,31 +211,51 @@ class HFServer:
         return output
 
     async def _work(self) -> None:
-        """Decodes until the queue is empty."""
+        """Answers until the queue is empty."""
         while self._queue:
-            await self._gather()
-            async with self._model:  # an abort may empty the queue meanwhile
-                size = min(self.max_num_seqs, len(self._queue))
-                self._running = [self._queue.popleft() for _ in range(size)]
-                if not self._running:
-                    return
-                requests = [waiting.request for waiting in self._running]
-                try:
-                    completions = await asyncio.to_thread(self.decoder.decode, requests, self._stop.is_set)
-                    for waiting, completion in zip(self._running, completions, strict=True):
-                        waiting.settle(self._output(completion))
-                except Exception as error:
-                    for waiting in self._running:
-                        waiting.settle(error)
-                finally:
-                    self._running = []
+            while self._queue and not self._gathered(0):
+                await asyncio.sleep(_GATHER_S)
+            async with self._model:
+                if batch := self._admitted(0):  # an abort may have emptied the queue meanwhile
+                    await self._answer(batch)
 
-    async def _gather(self) -> None:
-        """Returns when no further request comes, or a batch is full."""
-        seen = 0
-        while seen < len(self._queue) < self.max_num_seqs:
-            seen = len(self._queue)
-            await asyncio.sleep(_GATHER_S)
+    async def _answer(self, batch: list[_Waiting]) -> None:
+        """Answers requests, and those that join them."""
+        loop = asyncio.get_running_loop()
+
+        async def admit(at_work: int) -> list[Request]:
+            more = self._admitted(at_work)
+            batch.extend(more)
+            return [waiting.request for waiting in more]
+
+        def joining(at_work: int) -> list[Request]:
+            if self._wanted or not self._gathered(at_work):
+                return []
+            return asyncio.run_coroutine_threadsafe(admit(at_work), loop).result()
+
+        def finished(number: int, completion: Completion) -> None:
+            loop.call_soon_threadsafe(batch[number].settle, self._output(completion))
+
+        requests = [waiting.request for waiting in batch]
+        self._running = batch
+        try:
+            completions = await asyncio.to_thread(self.decoder.decode, requests, self._stop.is_set, joining, finished)
+            for waiting, completion in zip(batch, completions, strict=True):
+                waiting.settle(self._output(completion))
+        except Exception as error:
+            for waiting in batch:
+                waiting.settle(error)
+        finally:
+            self._running = []
+
+    def _gathered(self, at_work: int) -> bool:
+        """Whether requests wait for which there is room, and no further one comes; from any thread."""
+        room, waiting = self.max_num_seqs - at_work, len(self._queue)
+        return 0 < room <= waiting or (0 < min(room, waiting) and time.monotonic() - self._came >= _GATHER_S)
+
+    def _admitted(self, at_work: int) -> list[_Waiting]:
+        """The requests that are taken up next."""
+        return [self._queue.popleft() for _ in range(min(self.max_num_seqs - at_work, len(self._queue)))]
 
     def _output(self, completion: Completion) -> TokenOutput:
         return TokenOutput(
@@ -253,12 +278,12 @@ class HFServer:
         """
         self._open.clear()
         self._rejecting = reject_request
-        ids = [waiting.id for waiting in (*self._running, *self._queue)]
+        ids = [waiting.id for waiting in (*self._running, *self._queue) if not waiting.answer.done()]
         while self._queue:
             self._queue.popleft().settle(self._output(_NOTHING))
         self._stop.set()
         try:
-            await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the aborted batch to end")
+            await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the aborted requests to end")
             self._model.release()
         finally:
             self._stop.clear()
@@ -279,10 +304,14 @@ class HFServer:
 
         Raises:
             ConfigError: See `Decoder.load`.
-            TimeoutError: The running batch did not end in time.
+            TimeoutError: The requests at work did not end in time.
         """
         if not self._updating:
-            await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the running batch to end")
+            self._wanted += 1
+            try:
+                await _within(_SYNC_TIMEOUT_S, self._model.acquire(), "waiting for the requests at work to end")
+            finally:
+                self._wanted -= 1
             self._updating = True
         complete = False
         try:
