@@ -4,12 +4,12 @@
 verl calls `RlarRewardManager.run_single` in one of ``reward.num_workers`` Ray actors, picked at random, as soon as a
 response is finished, while others are still being generated.
 
-What verl gets for a response that could not be scored ------------------------------------------------------ verl needs
-a float for every response, and whatever float goes out enters the baseline of its GRPO group. Three ways were weighed.
-Raising an exception makes verl's V1 trainer drop the trajectory and pad the batch, so the siblings' baseline loses a
-member and the batch its shape. Masking the response needs a trainer mode of our own, which would shut out verl's other
-modes. So the number is *bound late*: an unscored response waits until all its siblings are known and goes out as the
-mean of the scored ones (`rlar.scoring.on_unscored`). Then, in verl's own GRPO advantage,
+What verl gets for a response that could not be scored: verl needs a float for every response, and whatever float goes
+out enters the baseline of its GRPO group. Three ways were weighed. Raising an exception makes verl's V1 trainer drop
+the trajectory and pad the batch, so the siblings' baseline loses a member and the batch its shape. Masking the response
+needs a trainer mode of our own, which would shut out verl's other modes. So the number is *bound late*: an unscored
+response waits until all its siblings are known and goes out as the mean of the scored ones
+(`rlar.scoring.on_unscored`). Then, in verl's own GRPO advantage,
 
 - its own advantage is exactly 0: it moves nothing;
 - the group's mean, and so the sign and the order of the siblings' advantages, are what they were without it;
