@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """An LLM as the judge: what it says of an answer, from 0 to 10, by any OpenAI-compatible endpoint.
 
-    export RLAR_JUDGE_URL=http://127.0.0.1:8000/v1 RLAR_JUDGE_MODEL=Qwen/Qwen3-32B     # and RLAR_JUDGE_API_KEY
+    export RLAR_JUDGE_URL=http://127.0.0.1:8000/v1 RLAR_JUDGE_MODEL=Qwen/Qwen3-32B
+    export RLAR_JUDGE_API_KEY=...      # where it wants one
+    export RLAR_JUDGE_TOKENS=16        # of an answer at most (default 4096: one that reasons thinks first)
     python recipes/multitask_cpu/run.py --arms rlar,judge
 
 It is shown the prompt, the reference if there is one, and the answer, and nothing of ours: neither rubric nor exam.
@@ -24,7 +26,8 @@ from pathlib import Path
 import httpx
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random_exponential
 
-URL, MODEL, KEY, LOG = "RLAR_JUDGE_URL", "RLAR_JUDGE_MODEL", "RLAR_JUDGE_API_KEY", "RLAR_JUDGE_LOG"
+URL, MODEL, KEY = "RLAR_JUDGE_URL", "RLAR_JUDGE_MODEL", "RLAR_JUDGE_API_KEY"
+TOKENS, LOG = "RLAR_JUDGE_TOKENS", "RLAR_JUDGE_LOG"
 ASKED = """\
 Grade the answer to a prompt from 0 (useless) to 10 (perfect). Say nothing but the number.
 
@@ -36,8 +39,6 @@ Grade the answer to a prompt from 0 (useless) to 10 (perfect). Say nothing but t
 </answer>"""
 TEMPERATURES = (0.0, 1.0, 1.0)
 """Of the tries: at 0 it would say the same again."""
-TOKENS = 4096
-"""Longest answer of the judge: one that reasons thinks first."""
 TIMEOUT_S = 300.0
 
 
@@ -95,8 +96,8 @@ def _again(error: BaseException) -> bool:
 )
 def _ask(text: str, temperature: float) -> str:
     messages = [{"role": "user", "content": text}]
-    body = {"model": os.environ[MODEL], "messages": messages, "temperature": temperature, "max_tokens": TOKENS}
-    response = _client().post("chat/completions", json=body)
+    body = {"model": os.environ[MODEL], "messages": messages, "temperature": temperature}
+    response = _client().post("chat/completions", json=body | {"max_tokens": int(os.environ.get(TOKENS, 4096))})
     response.raise_for_status()
     told = response.json()
     if log := os.environ.get(LOG):
