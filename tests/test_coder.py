@@ -157,7 +157,7 @@ def test_success_at_once_and_the_tool_scores_from_the_library(tmp_path: Path) ->
     assert records[3]["state"] == "admitted" and records[4]["verdict"] == "admitted"
     summary = records[-1]
     assert summary["agent"]["how"] == "done" and summary["agent"]["steps"] == 2
-    library = Library.read(run / "library")
+    library = Library.read(run / "rlar" / "library")
     (tool,) = [tool for tool in library.latest().tools if tool.kind == "verifier"]
     assert tool.name == name_of(TASK) and Path(summary["agent"]["transcript"]).name.startswith(tool.origin)
     assert "last line" in tool.description and tool.scope.needs_reference and library.source(tool.digest) == GOOD
@@ -295,6 +295,7 @@ def test_caps_stop_it_and_a_higher_one_lets_it_go_on(tmp_path: Path) -> None:
         assert (steps.agent.how, steps.agent.steps) == ("steps", 1) and "rlar.agents.steps" in steps.why
         calls = go(run_calls=2)
         assert (calls.agent.how, calls.agent.steps, calls.recalled) == ("tokens", 2, 1) and "run_calls" in calls.why
+        assert calls.why.endswith("; raise the cap, then the same command goes on from here")
         dollars = go(dollars=0.5)
         assert dollars.agent.how == "tokens" and "rlar.agents.dollars" in dollars.why and dollars.recalled == 2
         done = go()

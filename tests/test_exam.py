@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from verl_rlar.admission import draft
+from verl_rlar.agents.bench import labels_missed
 from verl_rlar.cli import app
 from verl_rlar.clusters import Clusters
 from verl_rlar.competence import Store
@@ -31,14 +33,15 @@ from verl_rlar.exam.evidence import screen
 from verl_rlar.exam.generators import equal_answers, number_of, stated, wrong_answers
 from verl_rlar.exam.hall import Hall
 from verl_rlar.exam.subject import verifier
-from verl_rlar.exam.trial import dressed, undressed, wilson
+from verl_rlar.exam.trial import Examination, dressed, examine, undressed, wilson
 from verl_rlar.inbox import Submission, apply, record_of
 from verl_rlar.library import Library, LibraryView, Trusted, builtin_snapshot, spec_from_json, spec_to_json
 from verl_rlar.rows import query_from_dict
+from verl_rlar.scoring import Scorer
 from verl_rlar.tools.rule import source_of
 from verl_rlar.tools.rules.math import final_answer
 from verl_rlar.tools.verifier import wrappable
-from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec
+from verl_rlar.types import Kind, Outcome, Sample, Snapshot, ToolSpec, Verdict
 
 CONFIG = RlarConfig(exam=ExamConfig(max_queries=10, repeats=30))
 one_loop = pytest.mark.asyncio(loop_scope="module")
@@ -112,6 +115,65 @@ async def test_a_bad_tool_is_rejected_for_what_is_wrong_with_it(hall: Hall, name
     card = await card_of(hall, planted(name))
     assert not card.admitted and not card.admitted_for
     assert any(f"{figure} " in reason for reason in card.reasons), card.reasons
+
+
+class Evasive:
+    """A runner that judges numbers rightly, and says nothing of responses that do not meet a condition."""
+
+    def __init__(self, judges: Callable[[Sample], bool]) -> None:
+        self.judges = judges
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        return final_answer(sample) if self.judges(sample) else Verdict(value=None, reason="cannot tell")
+
+
+async def evading(judges: Callable[[Sample], bool]) -> Examination:
+    found = [(n, {**row, "response": "I would rather not say.", "is_correct": False}) for n, row in rows(12)]
+    evidence = gather([*rows(12), *found], planted("good_number"), queries=12)
+    scorer = Scorer(CONFIG.scoring, Evasive(judges))
+    return await examine(planted("good_number"), evidence, (scorer, scorer), CONFIG.exam)
+
+
+@one_loop
+async def test_to_say_nothing_of_wrong_answers_is_no_way_through_an_exam() -> None:
+    made = await evading(lambda sample: sample.query.reference is None or any(map(str.isdigit, sample.response)))
+    (reason,) = made.card.reasons
+    assert reason.startswith("math: abstained is ") and reason.endswith(" at most 0.1")
+    told = [one for one in made.card.failing if one.expect == "bad"]
+    assert told and all((one.outcome, one.wanted) == ("abstained", "a low value, it is wrong") for one in told)
+    assert "12 of 12 labelled answers are judged wrongly" in labels_missed(made)
+
+
+@one_loop
+async def test_a_query_that_a_tool_cannot_judge_at_all_is_abstained_from_without_blame() -> None:
+    left = gather(rows(12), planted("good_number"), queries=12).cases[0].query.key
+    made = await evading(lambda sample: sample.query.key != left and "rather not" not in sample.response)
+    figure = made.card.figures["math"]["abstained"]
+    assert figure.cases == sum(answer.case.expect is Expect.BAD for answer in made.answers)
+    assert figure.value == 11 / figure.cases and not figure.missed
+
+
+class Length:
+    """A runner whose model likes long responses."""
+
+    async def run(self, spec: ToolSpec, sample: Sample) -> Verdict:
+        return Verdict(value=len(sample.response) / 50)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "wanted"), [(9, "calibration needs 10 right and 10 wrong answers, there are 9 and"), (10, "open: ")]
+)
+@one_loop
+async def test_a_reward_model_whose_scale_cannot_be_learned_is_rejected(pairs: int, wanted: str) -> None:
+    longer = [
+        (n, {"prompt": f"Tell me of the {n}th king.", "chosen": "He was wise. " * 6, "rejected": "He was wise."})
+        for n in range(1, pairs + 1)
+    ]
+    spec = replace(draft([Kind.OPEN]), name="long", target=f"owner/long@{'0' * 40}", description="Likes long ones.")
+    scorer = Scorer(CONFIG.scoring, Length(), models=Length())
+    made = await examine(spec, gather(longer, spec, queries=40), (scorer, scorer), CONFIG.exam)
+    assert not made.card.admitted and any(reason.startswith(wanted) for reason in made.card.reasons)
+    assert (made.card.calibration is None) is (pairs < 10)
 
 
 @pytest.mark.parametrize("name", ["crashing", "not_a_number", "beyond_its_range", "endless"])
@@ -341,6 +403,19 @@ def test_a_case_looks_like_a_training_and_undressed_it_does_not() -> None:
     assert live.response == plain.response == case.response
 
 
+@one_loop
+async def test_case_files_that_use_an_id_twice_are_told_apart_or_refused(hall: Hall, tmp_path: Path) -> None:
+    one = {"prompt": "6*7?", "reference": "42", "response": "42", "expect": "good", "id": "1"}
+    files = []
+    for name, row in (("a", one), ("same", one | {"sort": "bare"}), ("b", one | {"response": "0", "expect": "bad"})):
+        files.append(str(tmp_path / f"{name}.jsonl"))
+        Path(files[-1]).write_text(json.dumps(row) + "\n")
+    spec = planted("good_number")
+    assert len((await hall.gather((), files[:2], spec)).cases) == 1
+    with pytest.raises(DataError, match=r"b\.jsonl, line 1: the id '1' is taken by another case of .*a\.jsonl, line 1"):
+        await hall.gather((), files, spec)
+
+
 def test_a_case_file_is_read_and_its_faults_are_named() -> None:
     good = {"prompt": "6*7?", "reference": "42", "response": "42", "expect": "good", "id": "a"}
     same = good | {"response": "42.0", "expect": "same_as:a", "id": "b"}
@@ -535,7 +610,7 @@ def test_an_exam_by_hand_leaves_its_record_in_the_library_and_puts_a_tool_that_p
         assert done.exit_code == code, done.output
         card, came = map(json.loads, done.stdout.splitlines())
         assert came["state"] == ("rejected" if code else "shadow")
-        view = Library.read(tmp_path / "run" / "library")
+        view = Library.read(tmp_path / "run" / "rlar" / "library")
         digest = view.find(name)
         assert view.card(digest) == card and view.passed(digest) is (code == 0)
     assert [tool.name for tool in view.snapshot(0).shadows] == ["box_good"]

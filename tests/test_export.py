@@ -31,11 +31,12 @@ from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
 from verl_rlar.errors import ConfigError, DataError, LibraryError, ToolError, ToolUnavailable
 from verl_rlar.exam.subject import verifier
-from verl_rlar.export import NEUTRAL, ExportedTool, Target, exported_file, to_text
+from verl_rlar.export import NEUTRAL, ExportedTool, Target, _row, exported_file, to_text
 from verl_rlar.library import FOLDER_NAME, Library, builtin_snapshot
+from verl_rlar.rows import query_of
 from verl_rlar.sandbox.docker import LABEL, OWNER_LABEL
 from verl_rlar.tools.rule import load
-from verl_rlar.types import Outcome, ToolSpec
+from verl_rlar.types import Outcome, Query, ToolSpec
 
 ROOT = Path(__file__).parent.parent
 CHECK = r'''"""Looks for the reference.
@@ -167,6 +168,7 @@ def test_the_command_exports_a_tool_of_a_library(
     monkeypatch.chdir(tmp_path)
     with Library(tmp_path / "run" / FOLDER_NAME) as library:
         library.propose(*check, by="test", why="test")
+        library.put_exam(check[0].digest, card={}, text="", transcript=[], passed=True, by="exam", why="all right")
 
     def run(*args: str, code: int = 0) -> str:
         result = CliRunner().invoke(app, ["tools", "export", *args])
@@ -183,6 +185,27 @@ def test_the_command_exports_a_tool_of_a_library(
     assert "no tool 'other' that a training begins with: unit_tests, " in run("other", "-", "--as", "verl", code=2)
 
 
+def test_a_verifier_that_passed_no_exam_is_exported_on_demand_only_and_the_file_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, check: tuple[ToolSpec, str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Library(tmp_path / "run" / FOLDER_NAME) as library:
+        library.propose(*check, by="test", why="test")
+    export = ["tools", "export", "look_for", "out.py", "--as", "trl", "--in", "run"]
+    refused = CliRunner().invoke(app, export)
+    assert refused.exit_code == 2 and "look_for" in refused.stderr and "did not pass an exam" in refused.stderr
+    assert not (tmp_path / "out.py").exists()
+    assert CliRunner().invoke(app, [*export, "--force"]).exit_code == 0
+    assert "It passed no exam" in (tmp_path / "out.py").read_text()
+    assert "It passed no exam" not in exported_file(*check, Target.TRL, RlarConfig())
+
+
+def test_a_rule_whose_code_is_another_one_by_now_is_not_exported() -> None:
+    other = replace(builtin_snapshot().tool("token_f1"), source_sha256="0" * 64)
+    with pytest.raises(ToolUnavailable, match=r"token_f1: the code of .* changed since version"):
+        exported_file(other, None, Target.TRL, RlarConfig())
+
+
 # --- scoring ----------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +216,32 @@ def test_a_score_says_what_a_training_would_say(same: ExportedTool) -> None:
     assert asyncio.run(same.ascore(ROW, "42")).value == 1.0
     with pytest.raises(DataError, match="no `messages` or `prompt`"):
         same.score({}, "42")
+
+
+@pytest.mark.parametrize(
+    ("extra_info", "prompt", "extra"),
+    [
+        ('{"question": "6*7?"}', "6*7?", {"question": "6*7?"}),
+        ({"question": 3, "problem": "6*7?"}, "6*7?", {"question": 3, "problem": "6*7?"}),
+        ({"problem": 3}, "", {"problem": 3}),
+        ({"prompt": [{"role": "user", "content": "6*7?"}]}, "6*7?", {"prompt": [{"role": "user", "content": "6*7?"}]}),
+        ("row 7", "", {"extra_info": "row 7"}),
+        (None, "", {}),
+    ],
+)
+def test_whatever_verl_has_in_extra_info_a_response_is_scored(
+    same: ExportedTool, monkeypatch: pytest.MonkeyPatch, extra_info: Any, prompt: str, extra: dict[str, Any]
+) -> None:
+    asked: list[Query] = []
+    score = same.score
+    monkeypatch.setattr(same, "score", lambda row, response: asked.append(query_of(row)) or score(row, response))
+    assert same.verl("x", "42", "42", extra_info, NEUTRAL)["score"] == 1.0
+    assert (asked[0].prompt, dict(asked[0].extra)) == (prompt, extra)
+
+
+def test_of_several_columns_that_may_be_the_reference_the_others_go_to_the_tool() -> None:
+    row = _row("6*7?", {"answer": "42", "solution": "6*7 = 42"})
+    assert (row["reference"], row["extra"]) == ("42", {"solution": "6*7 = 42"})
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import zlib
 from contextlib import closing
 from dataclasses import replace
@@ -63,6 +66,31 @@ def test_a_row_is_read_back_whole_while_the_writer_is_open(tmp_path: Path) -> No
             assert unpack(body) == "forty \udc80 two"
             query = db.execute("SELECT body FROM texts WHERE sha = ?", (row["query"],)).fetchone()["body"]
             assert "What is 6 times 7?" in unpack(query)
+
+
+def count_as_somebody(path: Path, said: Any) -> None:
+    if os.getuid() == 0:
+        os.setgid(65534)
+        os.setuid(65534)
+    said.send(count(path))
+
+
+def test_a_finished_run_is_read_by_somebody_who_may_not_write_its_folder() -> None:
+    folder = Path(tempfile.mkdtemp())  # pytest's own is closed to others
+    with Ledger(folder / FILE_NAME, token="run") as ledger:
+        ledger.add([make_row()])
+    folder.chmod(0o555)
+    fork = multiprocessing.get_context("fork")
+    rows, said = fork.Pipe(duplex=False)
+    reader = fork.Process(target=count_as_somebody, args=(folder, said))
+    try:
+        reader.start()
+        said.close()
+        assert rows.recv() == 1
+    finally:
+        reader.join()
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
 
 
 def test_an_unscored_row_has_no_value_but_what_verl_got(tmp_path: Path) -> None:

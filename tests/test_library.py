@@ -178,6 +178,31 @@ def test_a_rollback_brings_the_tool_back_that_was_replaced(library: Library) -> 
         library.append("rolled_back", new, by="watch", why="again", step=9, restores=old)
 
 
+def test_what_takes_a_tool_out_comes_before_what_was_planned_for_it(library: Library) -> None:
+    old, new = take_in(library), take_in(library, version=2)
+    library.append("live", old, by="exam", why="passed", step=1)
+    library.append("retired", old, by="ada", why="a typo", step=400)
+    library.append("retired", old, by="ada", why="meant 40", step=40)
+    library.append("quarantined", old, by="watch", why="a canary flipped", step=9)
+    assert [names(library, step) for step in (8, 9, 40, 400)] == [["checker"], [], [], []]
+    assert (library.standings()[old].event, library.standings()[old].step) == ("quarantined", 9)
+    library.append("live", new, by="exam", why="passed", step=20)
+    assert [names(library, step) for step in (40, 400)] == [["checker"], ["checker"]]
+
+
+def test_what_was_taken_out_does_not_come_back_by_what_was_planned_before(library: Library) -> None:
+    old, new, other = (take_in(library, version=version) for version in (1, 2, 3))
+    library.append("live", old, by="exam", why="passed", step=1)
+    library.append("shadow", new, by="exam", why="passed", step=1)
+    library.append("live", new, by="ada", why="better", step=20, replaces=old)
+    library.append("quarantined", new, by="watch", why="a canary flipped", step=5)
+    assert [library.snapshot(step).tools[0].digest for step in (4, 30)] == [old, old]
+    library.append("live", other, by="ada", why="better", step=40, replaces=old)
+    library.append("rolled_back", other, by="ada", why="for a while only", step=50, restores=old)
+    with pytest.raises(LibraryError, match="from step 50 on"):
+        library.append("quarantined", old, by="watch", why="it would come back", step=35)
+
+
 def test_no_rollback_brings_a_tool_back_that_failed_its_latest_exam(library: Library) -> None:
     old, new = take_in(library), take_in(library, version=2)
     library.append("live", old, by="exam", why="passed", step=1)
@@ -279,7 +304,7 @@ def test_a_name_belongs_to_one_live_tool_unless_the_event_says_which_one_goes(li
     library.append("live", two, by="exam", why="better", step=2, replaces=one)
     assert library.standings()[one].event == "retired"
     with pytest.raises(LibraryError, match=r"event \d+ counts from step 2 on; choose a later step"):
-        library.append("retired", one, by="ada", why="", step=1)
+        library.append("shadow", two, by="ada", why="", step=1)
     with pytest.raises(LibraryError, match="it is live"):
         library.append("live", two, by="exam", why="passed", step=3)
 

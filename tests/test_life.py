@@ -147,6 +147,15 @@ def test_a_failing_version_goes_also_where_the_one_before_must_not_come_back(lib
     assert names(library, 9) == []
 
 
+def test_a_failing_version_goes_also_where_the_one_before_is_in_the_shadow(library: Library) -> None:
+    old, new = take_in(library), take_in(library, version=2)
+    library.append("live", old, by="exam", why="passed", step=0)
+    library.append("live", new, by="exam", why="better", step=1, replaces=old)
+    library.append("shadow", old, by="ada", why="compare both", step=2)
+    assert train(Life(LIFE), library, range(1, 10), new, broken, live=True).event == "rolled_back"
+    assert names(library, 9) == [] and library.standings()[old].event == "shadow"
+
+
 def test_a_live_tool_that_gives_everybody_the_same_is_rolled_back_in_its_first_steps_only(library: Library) -> None:
     config = LIFE.model_copy(update={"saturated_queries": 12})
     for name, first, becomes in (("young", 1, "rolled_back"), ("grown", 30, "live")):
@@ -208,6 +217,20 @@ def test_a_canary_that_flips_quarantines_the_tool_and_names_the_steps(library: L
     [decision] = life.decide(8, library)
     assert decision.event == "quarantined"
     assert "canary known-wrong got 1 at step 7, and must get 0" in decision.why and "steps 5 to 7" in decision.why
+
+
+@pytest.mark.parametrize(("every", "doubt"), [(1, "steps 5 to 5"), (10, "steps 41 to 50")])
+def test_steps_are_in_doubt_since_the_canaries_before_the_flip(library: Library, every: int, doubt: str) -> None:
+    digest = take_in(library)
+    library.append("live", digest, by="exam", why="passed", step=1)
+    life = Life(LIFE)
+    for canary in "abc":
+        life.expect(digest, canary, 1.0)
+    for step in range(every, 6 * every, every):
+        for canary in "abc":
+            value = float((step, canary) != (5 * every, "b"))
+            life.saw_canary(step=step, digest=digest, canary=canary, outcome="scored", value=value)
+    assert doubt in life.decide(5 * every + 1, library)[0].why
 
 
 def test_what_a_canary_gets_at_first_is_what_it_must_get_where_no_exam_has_said_so(library: Library) -> None:

@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -43,6 +44,7 @@ from verl_rlar.replay import (
     pearson,
     rescore,
     responses,
+    run_folder,
 )
 from verl_rlar.router import FeatureRouter
 from verl_rlar.scoring import Scorer
@@ -499,6 +501,19 @@ def test_what_is_wrong_is_named(run: Path, args: tuple[str, ...], message: str) 
 
 def test_without_a_ledger_that_is_said(tmp_path: Path) -> None:
     assert "there is no ledger at" in rlar("rescore", str(tmp_path), "--tool", "final_answer", code=2).stderr
+
+
+def test_without_a_ledger_that_is_said_before_the_tool_is_looked_for(run: Path) -> None:
+    shutil.copytree(run / "rlar" / FOLDER_NAME, run / "typo" / FOLDER_NAME)
+    assert "there is no ledger at" in rlar("rescore", str(run / "typo"), "--tool", "unit_price", code=2).stderr
+
+
+def test_a_copy_of_a_ledger_is_not_taken_for_the_ledger_beside_it(run: Path) -> None:
+    ledger = run / "rlar" / FILE_NAME
+    copy = shutil.copy(ledger, ledger.with_name("before.sqlite"))
+    said = rlar("rescore", str(copy), "--tool", "exact_match", code=2).stderr
+    assert str(copy) in said and str(ledger) in said
+    assert run_folder(str(ledger)) == run_folder(str(run)) == ledger.parent
 
 
 def test_a_version_is_found_by_its_digest_and_a_wrong_pair_is_refused(run: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_rubric_is_written_repaired_examined_and_scores_from_the_library(tmp_p
         spent = Purse(tmp_path / "agents", "", RlarConfig().agents).spent()
         assert (spent.calls, spent.tokens) == (len(server.requests), 120 * len(server.requests)), "to the token"
         assert json.loads((tmp_path / "rubric.json").read_text()) == GOOD
-        (tool,) = [tool for tool in Library.read(run / "library").latest().tools if tool.kind == "rubric"]
+        (tool,) = [tool for tool in Library.read(run / "rlar" / "library").latest().tools if tool.kind == "rubric"]
         assert tool.name == "cooking" and tool.target == "scripted" and not tool.scope.needs_reference
         assert tool.serving and tool.serving["checks"][0] == ["Does it say for how many minutes?", 3.0]
         answers = tmp_path / "answers.jsonl"

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 from conftest import make_query, make_sample
 
+import verl_rlar.shadow
 from verl_rlar.config import LifeConfig, ScoringConfig
 from verl_rlar.errors import ServiceUnreachable, ToolError
 from verl_rlar.exam.canaries import Canary
@@ -49,12 +50,14 @@ class Kept:
         self.canary_rows: list[CanaryRow] = []
         self.asked: list[int] = []
         self.out = out
+        self.calls = 0
 
     async def canaries(self, step: int) -> tuple[tuple[ToolSpec, tuple[Canary, ...]], ...]:
         self.asked.append(step)
         return ((SPEC, (CANARY,)),)
 
     async def saw(self, shadows: tuple[ShadowRow, ...], canaries: tuple[CanaryRow, ...]) -> None:
+        self.calls += 1
         if self.out:
             self.out -= 1
             raise ServiceUnreachable("the rlar service did not answer")
@@ -96,6 +99,34 @@ async def test_a_canary_that_flips_is_asked_once_more() -> None:
         shadow.scored(make_sample(query=make_query(reference=None), step=1), Kind.OPEN, SNAPSHOT)
         await shadow.flush()
         assert [row.score.value for row in kept.canary_rows] == values and runner.most_at_once == 2
+
+
+async def test_canaries_are_asked_for_and_scored_before_all_that_waits_in_the_shadow() -> None:
+    runner, kept = Gated(), Kept()
+    shadow = make(runner, kept)
+    for number in range(WAITING + 1):
+        shadow.scored(make_sample(uid=f"{number}", step=1), Kind.MATH, SNAPSHOT)
+    for step in (2, 3):
+        shadow.scored(make_sample(uid=f"{step}", step=step), Kind.MATH, Snapshot(tools=SNAPSHOT.tools))
+        await asyncio.sleep(0.01)
+    assert kept.asked == [1, 2, 3], "while the first call is under way"
+    runner.go.set()
+    while not kept.shadows:
+        await asyncio.sleep(0.01)
+    assert [row.step for row in kept.canary_rows] == [1, 2, 3] and len(kept.shadows) < WAITING
+    await shadow.flush()
+    assert len(kept.shadows) == WAITING and runner.most_at_once == 1
+
+
+async def test_results_of_a_slow_tool_are_sent_before_there_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verl_rlar.shadow, "SENT_AFTER_S", 0.0)
+    runner, kept = Gated(), Kept()
+    shadow = make(runner, kept, canary_every=0)
+    for session in range(2):
+        shadow.scored(make_sample("42", session=session), Kind.MATH, SNAPSHOT)
+    runner.go.set()
+    await shadow.flush()
+    assert [row.session for row in kept.shadows] == [0, 1] and kept.calls == 2
 
 
 async def test_what_a_tool_in_the_shadow_is_not_for_it_does_not_score() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from verl_rlar.cli import app
 from verl_rlar.config import RlarConfig
+from verl_rlar.inbox import Submission, hand_in, submit, take_in, waiting
 from verl_rlar.library import FOLDER_NAME, Library
 from verl_rlar.service import Service
 from verl_rlar.types import Kind, Outcome
@@ -114,6 +116,45 @@ def test_a_tool_is_retired_from_a_later_step_and_says_why(run: str) -> None:
     assert {row["tool"]: row["state"] for row in records("ls", "--in", run)}["token_f1"] == "retired"
 
 
+def test_a_step_that_was_a_typo_is_corrected(run: str) -> None:
+    for step in ("400", "40"):
+        [said] = records("retire", "token_f1", "--in", run, "--why", "too lenient", "--from", step)
+        assert (said["state"], said["step"]) == ("retired", int(step))
+    assert records("retire", "token_f1", "--in", run, "--why", "now")[0]["step"] == 5
+
+
+def retire(library: Path, digest: str, start: Any) -> None:
+    start.wait()
+    submit(library, Submission(digest=digest, event="retired", by="ada", why="x"))
+
+
+def test_commands_that_change_a_library_at_the_same_time_wait_for_each_other(run: str) -> None:
+    library = Path(run) / "rlar" / FOLDER_NAME
+    digests = [row["digest"] for row in records("ls", "--in", run)][:4]
+    start = multiprocessing.Barrier(len(digests))
+    processes = [multiprocessing.Process(target=retire, args=(library, digest, start)) for digest in digests]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert {row["digest"] for row in records("ls", "--in", run) if row["state"] == "retired"} == set(digests)
+    assert waiting(library) == ()
+
+
+def test_what_an_ended_training_left_waiting_is_older_than_what_is_asked_now(
+    run: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Path(run) / "rlar" / FOLDER_NAME
+    with Library(path) as library:
+        digest = library.find("token_f1")
+        library.append("retired", digest, by="ada", why="x")
+        hand_in(path, Submission(digest=digest, event="live", by="ada", why="wanted after all"))
+    assert records("retire", "token_f1", "--in", run, "--why", "no")[0]["state"] == "retired"
+    assert waiting(path) == () and "waited, and came first: live from step 5 on" in caplog.text
+    with Library(path) as library:
+        assert not list(take_in(library)) and library.standings()[digest].event == "retired"
+
+
 def test_the_code_that_comes_out_is_the_code_that_went_in(run: str, check: str, tmp_path: Path) -> None:
     digest = records("add", check, "--in", run)[0]["digest"]
     tools("export", digest, str(tmp_path / "out.py"), "--in", run)
@@ -125,6 +166,32 @@ def test_the_code_that_comes_out_is_the_code_that_went_in(run: str, check: str, 
 def test_a_new_library_is_made_for_the_first_tool(check: str) -> None:
     assert records("add", check)[0]["library"] == "rlar/library"
     assert [row["tool"] for row in records("ls")] == ["unit_price"]
+
+
+@pytest.mark.parametrize("folder", ["ck/new", "ck/new/rlar", "ck/new/rlar/library"])
+def test_a_library_that_is_made_before_the_training_is_the_one_that_the_training_finds(check: str, folder: str) -> None:
+    assert "there was no library: ck/new/rlar/library was made" in tools("add", check, "--in", folder).stderr
+    Service(RlarConfig(run_dir="ck/new/rlar"), "run").close()
+    for place in ("ck/new", "ck/new/rlar"):
+        assert "unit_price" in [row["tool"] for row in records("ls", "--in", place)]
+
+
+def test_the_library_of_the_training_comes_before_one_beside_it(run: str, check: str) -> None:
+    Library(Path(run) / FOLDER_NAME).close()
+    assert records("add", check, "--in", run)[0]["library"] == f"{run}/rlar/library"
+
+
+def test_who_is_listed_is_who_said_what_was_so_at_that_step(run: str) -> None:
+    tools("retire", "exact_match", "--why", "x", "--by", "eve", "--in", run)
+    for step, state, by in (("4", "live", "builtin"), ("5", "retired", "eve")):
+        [row] = [row for row in records("ls", "--step", step, "--in", run) if row["tool"] == "exact_match"]
+        assert (row["state"], row["by"]) == (state, by)
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "marked.py").write_text(CHECK, "utf-8-sig")
+    added = records("add", str(tmp_path / "marked.py"))[0]
+    assert tools("export", added["digest"], "-").stdout == CHECK
 
 
 @pytest.mark.parametrize(

@@ -98,13 +98,7 @@ class ExportedTool:
         self.spec, self._source = _read(text)
         self._config = parse(settings or {})
         self._deadline_s = deadline_s
-        if self.spec.kind == "rule":
-            try:
-                load_version(self.spec)
-            except (ImportError, AttributeError) as error:
-                raise ToolUnavailable(
-                    f"{self.spec.name}: cannot import {self.spec.target} ({error}); install the package that has it"
-                ) from None
+        _check_code(self.spec)
         self._lock = threading.Lock()
         self._engine: _Engine | None = None
         self._of_parent: _Engine | None = None
@@ -164,14 +158,15 @@ class ExportedTool:
     ) -> dict[str, Any]:
         """Scores as verl's reward managers (naive, dapo, limited) want it.
 
-        verl does not hand the prompt over: it is taken from ``extra_info`` (`PROMPTS`), else it is empty.
+        verl does not hand the prompt over: it is taken from ``extra_info`` (a mapping, or one as JSON; `PROMPTS`), else
+        it is empty.
 
         Returns:
             ``score``, `neutral` if unscored; ``rlar_scored``, 1.0 or 0.0; ``rlar_outcome``; ``rlar_tool``. verl keeps
             all of them beside the response.
         """
-        extra = {name: value for name, value in (plain(extra_info) or {}).items() if name not in _OF_VERL}
-        prompt = next((extra[name] for name in PROMPTS if extra.get(name)), "")
+        extra = {name: value for name, value in _mapping(extra_info).items() if name not in _OF_VERL}
+        prompt = next((extra[name] for name in PROMPTS if _is_prompt(extra.get(name))), "")
         row = {"prompt": prompt, "reference": ground_truth, "data_source": data_source, "extra_info": extra}
         score = self.score(row, response)
         return {
@@ -361,10 +356,26 @@ def _row(prompt: Any, columns: Mapping[str, Any]) -> dict[str, Any]:
     """A row for `verl_rlar.rows` out of a prompt and columns of any name."""
     columns = {name: value for name, value in plain(columns).items() if value is not None and value != ""}
     row = {name: columns.pop(name) for name in _ROW if name in columns}
-    found = [columns.pop(name) for name in REFERENCES if name in columns]
+    reference = next((columns.pop(name) for name in REFERENCES if name in columns), None)
     more = columns.pop("extra", {})
     extra = columns | (dict(more) if isinstance(more, Mapping) else {"extra": more})
-    return row | {"prompt": _turns(prompt), "reference": found[0] if found else None, "extra": extra}
+    return row | {"prompt": _turns(prompt), "reference": reference, "extra": extra}
+
+
+def _mapping(extra_info: Any) -> dict[str, Any]:
+    """verl's ``extra_info``: a mapping, or one as JSON; what is neither stands in it under that name."""
+    values = plain(extra_info)
+    if isinstance(values, str):
+        with contextlib.suppress(ValueError):
+            values = json.loads(values)
+    return dict(values or {}) if values is None or isinstance(values, Mapping) else {"extra_info": values}
+
+
+def _is_prompt(value: Any) -> bool:
+    """Whether it is a text or messages, and not empty."""
+    if isinstance(value, list):
+        return bool(value) and all(isinstance(turn, Mapping) and "role" in turn for turn in value)
+    return isinstance(value, str) and value != ""
 
 
 def _row_of_task(task: Any) -> dict[str, Any]:
@@ -427,7 +438,20 @@ def _read(text: str) -> tuple[ToolSpec, str | None]:
     return spec, source
 
 
-def exported_file(spec: ToolSpec, source: str | None, target: Target, config: RlarConfig) -> str:
+def _check_code(spec: ToolSpec) -> None:
+    """Raises `ToolUnavailable` if a rule is not installed here, or is another one."""
+    if spec.kind == "rule":
+        try:
+            load_version(spec)
+        except (ImportError, AttributeError) as error:
+            raise ToolUnavailable(
+                f"{spec.name}: cannot import {spec.target} ({error}); install the package that has it"
+            ) from None
+
+
+def exported_file(
+    spec: ToolSpec, source: str | None, target: Target, config: RlarConfig, *, examined: bool = True
+) -> str:
     """The text of a Python file with which a tool scores in a framework.
 
     Args:
@@ -435,13 +459,16 @@ def exported_file(spec: ToolSpec, source: str | None, target: Target, config: Rl
         source: Its source, needed for a verifier.
         target: The framework.
         config: Settings; those that differ from the defaults go into the file.
+        examined: Whether it passed its exam, or needs none; if not, the file says so.
 
     Raises:
         ConfigError: It is a reward model, or its name or target is no name in Python.
+        ToolUnavailable: It is a rule whose code is not installed here, or is another one: the file would not load.
     """
     names = [spec.name, *re.split("[.:]", spec.target)]
     if odd := next((name for name in names if not name.isidentifier() or keyword.iskeyword(name)), None):
         raise ConfigError(f"the tool {spec.name!r} cannot be exported: {odd!r} is no name of a function or module")
+    _check_code(spec)
     module = spec.target.partition(":")[0]
     needs = _ANY if spec.kind != "rule" else _BUILT_IN if module.startswith("verl_rlar.") else _TRUSTED
     settings = config.model_dump(mode="json", exclude_defaults=True, include={"scoring", "rules", "sandbox"})
@@ -449,7 +476,9 @@ def exported_file(spec: ToolSpec, source: str | None, target: Target, config: Rl
         name=spec.name,
         digest=spec.digest,
         version=__version__,
-        needs=needs.format(module=module, version=__version__) + (_BOXED if spec.boxed else ""),
+        needs=needs.format(module=module, version=__version__)
+        + (_BOXED if spec.boxed else "")
+        + ("" if examined else _UNEXAMINED),
         neutral=NEUTRAL,
         tool=to_text(spec, source),
         settings=settings,
@@ -461,6 +490,7 @@ _BUILT_IN = """`pip install verl-rlar=={version}`: the rule of another release m
 _TRUSTED = """`pip install verl-rlar`, and the module `{module}` as it is: if it changes it does not load."""
 _BOXED = """ And a Docker engine: it runs code
 that nobody may have read. That is data here and runs in a box only; without an engine the first call raises."""
+_UNEXAMINED = "\n\nIt passed no exam: nobody knows what it scores."
 
 _TOOL = """
 SETTINGS = {settings!r}  # as under rlar.*

@@ -202,10 +202,7 @@ class Fleet:
                     f"before step {step}: {standing.tool} ({digest}) is live and cannot be served: {why}. Mend that, "
                     f"or take it out by hand: rlar tools retire {standing.tool} --in {self._library.path}"
                 )
-            became = [event for event in self._library.events if event.digest == digest and event.event == "live"]
-            back = became[-1].replaces if became and standing.event == "live" else None
-            if back is not None and not self._library.may_return(back):
-                back = None
+            back = self._library.predecessor(digest, step) if standing.event == "live" else None
             event: EventKind = "rolled_back" if back else "quarantined"
             try:
                 said = self._library.append(

@@ -3,7 +3,8 @@
 
 While a training runs, its service is the library's only writer, and everybody else (`rlar tools`, `rlar exam`, agents)
 hands a `Submission` in: a tool, the record of its exam, and what should become of it. The service takes it in at the
-next step boundary. Where nobody writes, whoever submits becomes the writer for a moment (`submit`).
+next step boundary. Where nobody writes, whoever submits becomes the writer for a moment, and takes in first what waits
+(`submit`).
 
     inbox/<time>-<id>.json          waiting
     inbox/done/<time>-<id>.json     taken in, with what came of it
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER, DONE = "inbox", "done"
+WAIT_S = 2.0
+"""How long `submit` waits for another writer, in seconds: who writes longer than that is a training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +140,7 @@ def apply(library: Library, asked: Submission) -> Event | None:
             return None
     if asked.event is None:
         return None
-    standing = library.standings().get(asked.digest)
+    standing = library.standings(library.next_step if asked.step is None else asked.step).get(asked.digest)
     if standing is not None and standing.event == asked.event:
         return None  # done before
     replaces = None
@@ -150,6 +153,8 @@ def apply(library: Library, asked: Submission) -> Event | None:
 def submit(path: Path, asked: Submission) -> Event | Path | None:
     """Does what is asked, or hands it in where another process writes the library.
 
+    What a training that ended left waiting is older, and is done first.
+
     Returns:
         See `apply`; or the file that waits in the inbox.
 
@@ -157,7 +162,10 @@ def submit(path: Path, asked: Submission) -> Event | Path | None:
         LibraryError: See `apply`.
     """
     try:
-        with Library(path) as library:
+        with Library(path, wait_s=WAIT_S) as library:
+            for older, said in take_in(library):
+                what = f"{older.digest}, handed in by {older.by}," if older else "a file in the inbox"
+                logger.warning("library %s: %s waited, and came first: %s", path, what, said)
             return apply(library, asked)
     except LibraryBusy:
         return hand_in(path, asked)

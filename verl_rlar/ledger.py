@@ -466,9 +466,12 @@ def read(path: Path) -> Iterator[sqlite3.Connection]:
         raise LedgerError(f"there is no ledger at {file}; give the folder `rlar` inside the run's checkpoint folder")
     if not os.access(file, os.R_OK):
         raise LedgerError(f"{file}: Permission denied; may you read it?")
+    how = "mode=ro"
+    if not os.access(file.parent, os.W_OK) and not file.with_name(f"{file.name}-wal").exists():
+        how += "&immutable=1"  # nobody writes it, and SQLite could not make the files that WAL needs to look
     with (
         _explained(file),
-        closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10.0)) as db,
+        closing(sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=10.0)) as db,
     ):
         _check_version(file, db.execute("PRAGMA user_version").fetchone()[0])
         db.row_factory = sqlite3.Row

@@ -49,6 +49,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime, timezone
 from functools import cache
+from math import inf
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, get_args
@@ -70,6 +71,8 @@ CANARIES, LABELLED = "canaries.json", "labelled.json"
 EventKind = Literal["proposed", "examined", "rejected", "shadow", "live", "retired", "quarantined", "rolled_back"]
 CHANGES = frozenset({"shadow", "live", "retired", "quarantined", "rolled_back"})
 """Events that change which tools score. The others are notes."""
+OUT = CHANGES - {"shadow", "live"}
+"""Changes that take a tool out."""
 REGISTRARS = frozenset({"builtin", "user"})
 """Who makes tools live without an exam: this package, and the user's own code (`rlar.tools`, entry points)."""
 
@@ -130,6 +133,8 @@ class Standing:
     """Its latest event; `retired` also for a tool that was replaced."""
     step: int
     """Since when."""
+    by: str
+    """Who says so."""
     why: str
 
 
@@ -234,21 +239,17 @@ class _State:
 def fold(events: Iterable[Event], step: float) -> _State:
     """What the events that count at a step make live. Never fails: whether an event is allowed is decided before.
 
-    Events apply in the order of their steps, then of their lines. An event of a registrar takes the place of the
-    registrars' earlier lines on the same name that count from the same step or later: these are of a start of training
-    whose code is not there any more.
+    Events apply in the order of their steps, then of their lines (`_in_order`). An event of a registrar takes the place
+    of the registrars' earlier lines on the same name that count from the same step or later: these are of a start of
+    training whose code is not there any more.
     """
     state = _State()
-    counting = []
+    events = list(events)
     for event in events:
         if event.event not in CHANGES:
-            since = Standing(tool=event.tool, digest=event.digest, event=event.event, step=event.step, why=event.why)
-            state.standing[event.digest] = since
-        elif event.step <= step:
-            counting.append(event)
-    counting.sort(key=lambda event: (event.step, event.seq))
+            state.standing[event.digest] = _standing(event, event.digest, event.event)
     newest: dict[str, int] = {}  # by name, the number of the latest line of a registrar among those applied so far
-    for event in counting:
+    for event in _in_order(events, step):
         if event.event in ("live", "rolled_back"):
             state.place.setdefault(event.tool, (event.by != "builtin", event.seq))
         if event.by in REGISTRARS:
@@ -259,10 +260,26 @@ def fold(events: Iterable[Event], step: float) -> _State:
     return state
 
 
+def _in_order(events: Iterable[Event], step: float) -> Iterator[Event]:
+    """The changes that count at a step, as they apply. What takes a tool out takes the place of what was planned for it
+    before, from a later step on."""
+    counting = [event for event in events if event.event in CHANGES and event.step <= step]
+    taken_out: dict[str, int] = {}  # by digest, the number of the latest such line so far
+    for event in sorted(counting, key=lambda event: (event.step, event.seq)):
+        if taken_out.get(event.digest, 0) > event.seq:
+            continue
+        if event.event in OUT and event.by not in REGISTRARS:
+            taken_out[event.digest] = event.seq
+        yield event
+
+
+def _standing(event: Event, digest: str, as_event: EventKind) -> Standing:
+    return Standing(tool=event.tool, digest=digest, event=as_event, step=event.step, by=event.by, why=event.why)
+
+
 def _apply(state: _State, event: Event) -> None:
     def stands(digest: str, as_event: EventKind) -> None:
-        since = Standing(tool=event.tool, digest=digest, event=as_event, step=event.step, why=event.why)
-        state.standing[digest] = since
+        state.standing[digest] = _standing(event, digest, as_event)
 
     def make_live(digest: str) -> None:
         before = state.live.get(event.tool)
@@ -379,7 +396,7 @@ class LibraryView:
 
     def latest(self) -> Snapshot:
         """The tools that are live when all events count. Hands nothing out."""
-        return Snapshot(tools=tuple(self.spec(digest) for digest in fold(self._events, float("inf")).order()))
+        return Snapshot(tools=tuple(self.spec(digest) for digest in fold(self._events, inf).order()))
 
     def standings(self, step: int | None = None) -> dict[str, Standing]:
         """What each tool is, by digest, in the order of the log.
@@ -387,7 +404,7 @@ class LibraryView:
         Args:
             step: At which step; None: when all events count.
         """
-        return fold(self._events, float("inf") if step is None else step).standing
+        return fold(self._events, inf if step is None else step).standing
 
     def digests(self) -> tuple[str, ...]:
         """All digests that an event names, in the order of the log."""
@@ -488,6 +505,15 @@ class LibraryView:
     def may_return(self, digest: str) -> bool:
         """Whether a tool may have a say again: it needs no exam, or passed its latest one."""
         return self.spec(digest).kind == "rule" or self.passed(digest)
+
+    def predecessor(self, digest: str, step: int) -> str | None:
+        """The version that a live tool took the place of, if a rollback at a step may bring it back: it is retired still
+        (not in the shadow, say), and did not fail an exam meanwhile."""
+        became = [one for one in self._events if (one.digest, one.event) == (digest, "live") and one.step <= step]
+        before = became[-1].replaces if became else None
+        if before is None or self.standings(step)[before].event != "retired" or not self.may_return(before):
+            return None
+        return before
 
     def _file(self, digest: str, name: str) -> Path:
         return self.path / TOOLS / digest / name
@@ -788,8 +814,10 @@ class Library(LibraryView):
                 f"{what}: the tools of step {self._handed_out} are handed out already, and a step never changes; the "
                 f"earliest is step {self.next_step}"
             )
-        later = [old for old in self._events if old.tool == event.tool and old.step > event.step]
-        if later := [old for old in later if old.event in CHANGES]:
+        later = [old for old in _in_order(self._events, inf) if old.tool == event.tool and old.step > event.step]
+        if event.event in OUT:
+            later = [old for old in later if old.restores == event.digest]
+        if later:
             raise LibraryError(f"{what}: event {later[0].seq} counts from step {later[0].step} on; choose a later step")
         state = fold(self._events, event.step)
         live = state.live.get(event.tool)

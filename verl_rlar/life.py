@@ -81,10 +81,10 @@ class Life:
         self._wanted = dict(baseline or {})
         self._steps: dict[int, _Step] = {}
         self._specs: dict[str, ToolSpec] = {}
-        self._flipped: dict[str, str] = {}
-        """By digest: which canary, and how."""
-        self._held: dict[str, int] = {}
-        """By digest: the latest step at which all its canaries held."""
+        self._flipped: dict[str, tuple[int, str]] = {}
+        """By digest: the earliest step at which a canary flipped; which one, and how."""
+        self._held: dict[str, set[int]] = defaultdict(set)
+        """By digest: the steps at which a canary held."""
 
     # --- What is seen ---
 
@@ -164,13 +164,14 @@ class Life:
         wanted = self._wanted[key]
         if value is None or abs(value - wanted) > self._config.tolerance:
             got = "nothing" if value is None else f"{value:.3g}"
-            self._flipped.setdefault(digest, f"canary {canary} got {got} at step {step}, and must get {wanted:.3g}")
-        elif digest not in self._flipped:
-            self._held[digest] = max(step, self._held.get(digest, step))
+            flip = step, f"canary {canary} got {got} at step {step}, and must get {wanted:.3g}"
+            self._flipped[digest] = min(flip, self._flipped.get(digest, flip))
+        else:
+            self._held[digest].add(step)
 
     def flipped(self) -> dict[str, str]:
         """By digest: which canary flipped, and how."""
-        return dict(self._flipped)
+        return {digest: how for digest, (_, how) in self._flipped.items()}
 
     def _step(self, step: int) -> _Step:
         seen = self._steps.setdefault(step, _Step())
@@ -208,9 +209,10 @@ class Life:
         return decisions
 
     def _affected(self, digest: str, step: int) -> str:
-        held = self._held.get(digest)
+        flip, how = self._flipped[digest]
+        held = max((at for at in self._held[digest] if at < flip), default=None)  # at that step others may have held
         since = f"steps {held + 1} to {step - 1}" if held is not None else f"all steps up to {step - 1}"
-        return f"{self._flipped[digest]}; its scores of {since} are in doubt (`rlar rescore`)"
+        return f"{how}; its scores of {since} are in doubt (`rlar rescore`)"
 
     def _window(self, step: int, size: int) -> list[int]:
         return [at for at in sorted(self._steps) if step - size <= at < step]
@@ -265,10 +267,7 @@ class Life:
             fault = f"it gave {seen.some_value:.3g} to all {seen.calls} responses to {len(seen.queries)} prompts"
         if not fault:
             return []
-        became = [event for event in library.events if event.digest == digest and event.event == "live"]
-        before = became[-1].replaces if became else None
-        if before is not None and not library.may_return(before):
-            before = None
+        before = library.predecessor(digest, step)
         why = f"in the steps {max(since, step - config.window)} to {step - 1} {fault}"
         return [Decision(event="rolled_back", digest=digest, why=why, restores=before)]
 

@@ -112,9 +112,18 @@ def parse_steps(text: str | None) -> Steps:
 
 
 def run_folder(place: str) -> Path:
-    """The folder with the ledger of a run: itself, or `rlar` in it; where there is none, reading it will say so."""
+    """The folder with the ledger of a run: itself, or `rlar` in it; where there is none, reading it will say so.
+
+    Raises:
+        ConfigError: It is a file, and not the ledger.
+    """
     path = Path(place)
     if path.is_file():
+        if path.name != FILE_NAME:
+            raise ConfigError(
+                f"{path} is no ledger by its name, and {path.parent / FILE_NAME} is another file: give the folder of "
+                f"a run; a copy of a ledger is read from a folder of its own, as {FILE_NAME}"
+            )
         return path.parent
     return next((folder for folder in (path, path / "rlar") if (folder / FILE_NAME).is_file()), path)
 

@@ -3,7 +3,8 @@
 
 Guarantees: nothing here can hold up, change or fail a response's score: it is done after the score went out, one call
 at a time, by the same `Scorer` with the same deadlines; what does not fit into the queue is left out and counted.
-Groups are taken whole or not at all, by their ids. A canary that flips is asked once more.
+Groups are taken whole or not at all, by their ids. Canaries go first, so a slow tool in the shadow holds them up by one
+call at most, and none is left out. One that flips is asked once more.
 
 Not covered: a shadow's calls share the node's boxes and servers with live ones.
 """
@@ -12,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from typing import Protocol
+from collections.abc import Coroutine
+from typing import Any, Protocol
 
 from verl_rlar.config import LifeConfig
 from verl_rlar.errors import LedgerError, ServiceUnreachable
@@ -28,6 +31,8 @@ WAITING = 2_000
 """Calls that wait at most."""
 SENT_TOGETHER = 64
 """Results that are sent in one call at most."""
+SENT_AFTER_S = 1.0
+"""What there is by then is sent with the call that ends next, in seconds since the first of them was made."""
 
 
 class Watcher(Protocol):
@@ -51,7 +56,9 @@ class Shadow:
         self._config = config
         self._scorer = scorer
         self._watcher = watcher
-        self._calls: deque[tuple[ToolSpec, Sample, Canary | None]] = deque()
+        self._canaries: deque[tuple[ToolSpec, Sample, Canary]] = deque()
+        self._calls: deque[tuple[ToolSpec, Sample]] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._working: asyncio.Task[None] | None = None
         self._asked: set[int] = set()
         self.left_out = 0
@@ -61,55 +68,69 @@ class Shadow:
         """Takes note of a training response whose score went out."""
         if self._config.canary_every and sample.step not in self._asked:
             self._asked = {step for step in self._asked if step > sample.step - 8} | {sample.step}
-            self._work(sample.step)
+            self._begin(self._fetch(sample.step))
         drawn = int(content_hash(sample.uid)[:8], 16) < self._config.shadow_share * 2**32
         for spec in snapshot.shadows if drawn else ():
             if kind in spec.scope.kinds and spec.fits(sample.query):
-                self._put(spec, sample, None)
+                self._put(spec, sample)
 
     async def flush(self) -> None:
         """Returns when nothing waits any more."""
-        while self._working is not None and not self._working.done():
-            await asyncio.shield(self._working)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
 
-    def _put(self, spec: ToolSpec, sample: Sample, canary: Canary | None) -> None:
+    def _put(self, spec: ToolSpec, sample: Sample) -> None:
         if len(self._calls) >= WAITING:
             if not self.left_out:
                 logger.warning("%s does not keep up in the shadow: some responses are left out", spec.name)
             self.left_out += 1
             return
-        self._calls.append((spec, sample, canary))
-        self._work(None)
+        self._calls.append((spec, sample))
+        self._work()
 
-    def _work(self, step: int | None) -> None:
-        """Sees to it that calls are made; first those for a step's canaries are fetched, if one is given."""
-        before = self._working
-        if step is None and before is not None and not before.done():
-            return
-        self._working = asyncio.get_running_loop().create_task(self._all(step, before))
+    def _work(self) -> None:
+        """Sees to it that calls are made."""
+        if self._working is None or self._working.done():
+            self._working = self._begin(self._all())
 
-    async def _all(self, step: int | None, before: asyncio.Task[None] | None) -> None:
-        if before is not None:
-            await asyncio.wait([before])
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _fetch(self, step: int) -> None:
+        """Gets the canaries of a step, however much waits in the shadow."""
         try:
-            for spec, canaries in await self._watcher.canaries(step) if step is not None else ():
-                for canary in canaries:
-                    self._put(spec, canary.sample(step or 0), canary)
-            while self._calls:
-                await self._some()
+            due = await self._watcher.canaries(step)
         except (ServiceUnreachable, LedgerError) as error:
-            logger.warning("results of shadows and canaries were lost: %s", error)
+            logger.warning("canaries of step %d were not scored: %s", step, error)
+            return
+        self._canaries += ((spec, canary.sample(step), canary) for spec, canaries in due for canary in canaries)
+        self._work()
+
+    async def _all(self) -> None:
+        while self._canaries or self._calls:
+            try:
+                await self._some()
+            except (ServiceUnreachable, LedgerError) as error:
+                logger.warning("results of shadows and canaries were lost: %s", error)
 
     async def _some(self) -> None:
         shadows: list[ShadowRow] = []
         canaries: list[CanaryRow] = []
-        while self._calls and len(shadows) + len(canaries) < SENT_TOGETHER:
-            spec, sample, canary = self._calls.popleft()
-            score = await self._scorer.call(spec, sample)
-            if canary is not None:
+        end = time.monotonic() + SENT_AFTER_S
+        while (self._canaries or self._calls) and len(shadows) + len(canaries) < SENT_TOGETHER:
+            if self._canaries:
+                spec, sample, canary = self._canaries.popleft()
+                score = await self._scorer.call(spec, sample)
                 if canary.flips(score.value, self._config.tolerance):
                     score = await self._scorer.call(spec, sample)  # what a moment's overload did is no flip
                 canaries.append(CanaryRow(canary=canary.id, step=sample.step, score=score))
             else:
+                spec, sample = self._calls.popleft()
+                score = await self._scorer.call(spec, sample)
                 shadows.append(ShadowRow(uid=sample.uid, session=sample.session, step=sample.step, score=score))
+            if time.monotonic() >= end:
+                break
         await self._watcher.saw(tuple(shadows), tuple(canaries))

@@ -25,12 +25,15 @@ from verl_rlar import __version__
 from verl_rlar.config import RlarConfig, parse
 from verl_rlar.errors import ConfigError, RlarError
 from verl_rlar.inbox import Submission, submit
+from verl_rlar.ledger import FILE_NAME as LEDGER
 from verl_rlar.library import FOLDER_NAME, SCHEMA_FILE, Library, LibraryView
 
 OK, BAD, USAGE = 0, 1, 2
 WIDTH = 160
 """Columns of the tables where standard output is no terminal."""
 DEFAULTS = RlarConfig()
+RUN = "rlar"
+"""Name of the run's folder inside its checkpoint folder, as ``+rlar=default`` has it."""
 STYLES = {"scored": "green", "abstained": "yellow", "failed": "red", "hacked": "magenta", "ok": "green", "lost": "red"}
 
 app = typer.Typer(
@@ -213,9 +216,12 @@ class Output(Console):
 
 
 def library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path | None:
-    """The library that is meant: ``--in``, or else that of the settings; None if there is none."""
+    """The library that is meant: ``--in``, or else that of the settings; None if there is none.
+
+    In a checkpoint folder that of the training comes before one that somebody made beside it.
+    """
     place = Path(folder or config.library.path or config.run_dir)
-    for candidate in (place, place / FOLDER_NAME, place / "rlar" / FOLDER_NAME):
+    for candidate in (place, place / RUN / FOLDER_NAME, place / FOLDER_NAME):
         if (candidate / SCHEMA_FILE).exists():
             return candidate
     return None
@@ -231,7 +237,8 @@ def open_library(folder: str | None, config: RlarConfig = DEFAULTS) -> LibraryVi
 
 
 def new_library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Path:
-    """Where a library is made, if there is none.
+    """Where a library is made, if there is none: where a training will look for it. A folder that is not named ``rlar``
+    and has no ledger is taken for that of the checkpoints.
 
     Raises:
         ConfigError: A file is in the way.
@@ -241,7 +248,10 @@ def new_library_folder(folder: str | None, config: RlarConfig = DEFAULTS) -> Pat
     place = Path(folder or config.run_dir)
     if place.is_file():
         raise ConfigError(f"{place} is a file; the folder of a run or of a library is wanted")
-    return place if place.name == FOLDER_NAME else place / FOLDER_NAME
+    if place.name == FOLDER_NAME:
+        return place
+    of_run = folder is None or place.name == RUN or (place / LEDGER).exists()
+    return (place if of_run else place / RUN) / FOLDER_NAME
 
 
 def submitted(path: Path, asked: Submission, name: str, *, as_json: bool) -> None:
@@ -250,7 +260,10 @@ def submitted(path: Path, asked: Submission, name: str, *, as_json: bool) -> Non
     Raises:
         LibraryError: It is refused.
     """
+    new = not (path / SCHEMA_FILE).exists()
     came = submit(path, asked)
+    if new:
+        complain(f"there was no library: {path} was made")
     record: dict[str, Any] = {"tool": name, "digest": asked.digest, "library": str(path)}
     if isinstance(came, Path):
         record |= {"state": "waiting", "inbox": str(came)}

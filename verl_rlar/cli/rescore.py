@@ -117,10 +117,10 @@ async def _rescore(
     from verl_rlar import replay
 
     of_steps, place = replay.parse_steps(steps), replay.run_folder(folder)
-    library = library_of(place, config)
-    subject = replay.find_tool(tool, library)
     with read_ledger(place):
         pass  # where there is none, that is said first
+    library = library_of(place, config)
+    subject = replay.find_tool(tool, library)
     spec, total = subject.spec, replay.Tally(examples)
     complain(f"{spec.name} ({spec.digest}) scores now")
     table = Table("step", "responses", "re-scored", "missing", "failed", box=None, pad_edge=False)

@@ -179,14 +179,17 @@ def tools_export_command(
     target: Annotated[
         Target, typer.Option("--as", help="Its code, or a file for use in verl, TRL or verifiers.")
     ] = Target.SOURCE,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite the file; export a verifier that passed no exam, too.")
+    ] = False,
     as_json: Json = False,
     settings: Set = None,
 ) -> None:
     """Write a tool's code into a file, byte by byte as it scored; or a file that scores with it elsewhere.
 
     With --as verl, trl or verifiers the file has a reward function for that framework, and needs verl-rlar there. A
-    verifier's code is data in it, and runs in a box only. Settings (scoring, rules, sandbox) go along.
+    verifier's code is data in it, and runs in a box only; it must have passed an exam. Settings (scoring, rules,
+    sandbox) go along.
     Without a library: one of the tools that a training with these settings begins with.
 
     \b
@@ -207,10 +210,9 @@ def _tools_ls(folder: str | None, step: int | None, as_json: bool, config: RlarC
     else:
         live = library.latest() if step is None else library.snapshot(step)
         order = {tool.digest: place for place, tool in enumerate(live.tools)}
-        by = {event.digest: event.by for event in library.events}
         standings = library.standings(step).values()
         rows = [
-            (library.spec(standing.digest), standing.event, standing.step, by[standing.digest], standing.why)
+            (library.spec(standing.digest), standing.event, standing.step, standing.by, standing.why)
             for standing in sorted(standings, key=lambda standing: order.get(standing.digest, len(order)))
         ]
     table = Table("tool", "state", "since", "kind", "checks", "digest", "by", "why", box=None, pad_edge=False)
@@ -285,7 +287,7 @@ def _tools_add(
     from verl_rlar.exam.subject import verifier
 
     try:
-        source = Path(file).read_text("utf-8")
+        source = Path(file).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the verifier {file}: {getattr(error, 'strerror', None) or error}") from None
     spec = verifier(source, name=name or Path(file).stem, kinds=kinds).spec
@@ -317,9 +319,14 @@ def _tools_change(
 def _tools_export(
     tool: str, file: str, folder: str | None, target: Target, force: bool, as_json: bool, config: RlarConfig
 ) -> int:
-    spec, source = _tool_and_source(tool, folder, config)
+    spec, source, examined = _tool_and_source(tool, folder, config)
     if target is not Target.SOURCE:
-        source = exported_file(spec, source, target, config)
+        if not (examined or force):
+            raise LibraryError(
+                f"{spec.name} ({spec.digest}) did not pass an exam, which a tool needs before it scores: `rlar exam`; "
+                "--force exports it all the same, and the file says so"
+            )
+        source = exported_file(spec, source, target, config, examined=examined)
     if source is None:
         raise LibraryError(f"{tool}: the library has no code of {spec.digest}; `rlar tools show` says what it is")
     if file == "-":
@@ -340,13 +347,13 @@ def _tools_export(
     return OK
 
 
-def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple[ToolSpec, str | None]:
-    """A tool of the library; without one, of those that a training begins with."""
+def _tool_and_source(tool: str, folder: str | None, config: RlarConfig) -> tuple[ToolSpec, str | None, bool]:
+    """A tool of the library, its code, and whether it may score; without one, of those that a training begins with."""
     if library := _library(folder, config):
         digest = library.find(tool)
-        return library.spec(digest), library.source(digest)
+        return library.spec(digest), library.source(digest), library.may_return(digest)
     trusted = _trusted(tool, config)
-    return trusted.spec, trusted.source
+    return trusted.spec, trusted.source, True
 
 
 def _library(folder: str | None, config: RlarConfig) -> LibraryView | None:
