@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import Any
 
 import pytest
 
 pytest.importorskip("smolagents", reason="smolagents is not installed (extra `agents`)")
-from llm_server import LlmServer, Turn, calls, dies, hangs, says, text
+from llm_server import LlmServer, Turn, calls, dies, hangs, of_request, says, text
 from smolagents import ChatMessage, MessageRole
 
 from verl_rlar.agents.llm import Llm
@@ -69,6 +70,33 @@ def test_it_is_not_asked_for_ever_nor_before_it_wants() -> None:
         ask(says(429, Retry_After="900"), text("too early"), max_wait_s=1.0)
 
 
+UNSUPPORTED = (
+    b"Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+)
+
+
+def newer(asked: dict[str, Any]) -> Any:
+    """An endpoint that wants the newer name."""
+    return says(400, UNSUPPORTED) if "max_tokens" in asked else text("hi")
+
+
+def test_an_endpoint_that_wants_max_completion_tokens_gets_them_from_then_on() -> None:
+    _, told, server, _ = ask(of_request(newer), times=2)
+    assert [sorted({"max_tokens", "max_completion_tokens"} & asked.keys()) for asked in server.requests] == [
+        ["max_tokens"], ["max_completion_tokens"], ["max_completion_tokens"],
+    ]  # fmt: skip
+    assert server.requests[1]["max_completion_tokens"] == 4096 and [call["tries"] for call in told] == [2, 1]
+    with pytest.raises(EndpointError, match="HTTP 400: Unsupported"):
+        ask(says(400, UNSUPPORTED), says(400, UNSUPPORTED), text("a third try"))
+
+
+def test_an_answer_may_come_in_parts_and_thoughts_are_left_out() -> None:
+    parts = [{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}]
+    parts += [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+    answer, *_ = ask(says(200, json.dumps({"choices": [{"message": {"content": parts}}]}).encode()))
+    assert answer.content == "hello"
+
+
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
@@ -78,6 +106,8 @@ def test_it_is_not_asked_for_ever_nor_before_it_wants() -> None:
         (says(200, b"[]"), "no JSON object"),
         (says(200, b'{"choices": []}'), "no message of an LLM"),
         (says(200, b'{"choices": [{"message": {"content": 7}}]}'), "no message of an LLM"),
+        (says(200, b'{"choices": [{"message": {"content": [7]}}]}'), "no message of an LLM"),
+        (says(200, b'{"choices": [{"message": {"content": [{"type": "text"}]}}]}'), "no message of an LLM"),
         (says(200, b'{"choices": [{"message": {"content": "", "tool_calls": [{"function": 1}]}}]}'), "no message"),
         (says(200, b" " * (5 * 2**20)), "more than 4 MiB"),
         (dies(), "cannot be reached"),
@@ -116,9 +146,15 @@ def test_tokens_are_estimated_where_an_endpoint_does_not_count() -> None:
         ({"url": "http://me:password@host/v1", "model": "m"}, "holds a password"),
         ({"url": "http://host/v1"}, "which model"),
         ({"step": 3}, "did you mean steps"),
+        ({"dollars": 1}, r"dollars: it never holds while nothing has a price; set agents\.dollars_read"),
+        ({"run_dollars": 10, "dollars_read": 0, "dollars_written": 0}, "run_dollars: it never holds"),
     ],
 )
 def test_settings_are_checked(tree: dict[str, Any], reason: str) -> None:
     with pytest.raises(ConfigError, match=reason) as told:
         parse({"agents": tree})
     assert "me:password" not in str(told.value) and "Value error" not in str(told.value)
+
+
+def test_a_cap_of_money_holds_with_one_price() -> None:
+    assert parse({"agents": {"run_dollars": 10, "dollars_written": 2}}).agents.run_dollars == 10

@@ -166,7 +166,7 @@ def test_a_cap_costs_a_call_no_more_after_many_of_them(tmp_path: Path) -> None:
     before = account_of(tmp_path)
     assert (before["t"].calls, before["other"].dollars) == (150_000, 12_500)
     took = []
-    for caps in ({}, {"run_dollars": 1e9, "dollars": 1e9}):
+    for caps in ({}, {"run_dollars": 1e9, "dollars": 1e9, "dollars_read": 1.0}):
         account = purse(tmp_path, **caps)
         assert account.spent("other") == before["other"]
         start = time.process_time()

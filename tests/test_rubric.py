@@ -188,6 +188,13 @@ def test_a_malformed_answer_is_a_failure_and_never_0(form: str, why: str, tmp_pa
     assert (score.value, score.outcome) == (None, Outcome.FAILED) and why in score.reason
 
 
+def test_an_answer_that_was_cut_off_names_the_setting(tmp_path: Path) -> None:
+    choice = {"message": {"content": "<think>Is there a rice"}, "finish_reason": "length"}
+    score, _ = judged([says(200, json.dumps({"choices": [choice]}).encode())], tmp_path)
+    assert score.outcome is Outcome.FAILED
+    assert score.reason.endswith("; it was cut off at rlar.rubrics.answer_tokens=512")
+
+
 @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "<think>1 is no, 2 yes</think>\n{}", " {}\n"])
 def test_an_answer_may_stand_in_a_fence_or_after_thoughts(form: str, tmp_path: Path) -> None:
     score, _ = judged([answers(form.replace("{}", SAID.replace("yes", "Yes")))], tmp_path)
@@ -237,6 +244,22 @@ def test_a_slow_endpoint_costs_its_deadline_and_is_a_failure(tmp_path: Path) -> 
     with LlmServer([hangs(until)]) as server:
         asyncio.run(ask(settings(server, tmp_path), settings(server, tmp_path, at_once=1, queue_timeout_s=0.1)))
         until.set()
+
+
+def test_a_judge_that_wants_max_completion_tokens_gets_them_from_then_on(tmp_path: Path) -> None:
+    @of_request
+    def newer(asked: dict[str, Any]) -> Any:
+        refusal = b"'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        return says(400, refusal) if "max_tokens" in asked else honest(asked)
+
+    async def twice(config: RlarConfig) -> None:
+        async with scoring(config) as (scorer, runner):
+            assert [(await scorer.call(rubric(), RIGHT)).value for _ in range(2)] == [1.0, 1.0] and runner.faults == 0
+
+    with LlmServer([newer]) as server:
+        asyncio.run(twice(settings(server, tmp_path)))
+    assert ["max_tokens" in asked for asked in server.requests] == [True, False, False]
+    assert all(asked["max_completion_tokens"] == 512 for asked in server.requests[1:])
 
 
 def test_a_busy_endpoint_is_asked_again_and_one_long_text_takes_the_judge_from_nobody(tmp_path: Path) -> None:

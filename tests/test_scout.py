@@ -167,6 +167,10 @@ def test_a_task_is_read_from_its_words() -> None:
     assert brief.words == ("legal", "texts")
     assert brief_of("en→fr translation").languages == ("en", "fr")
     assert brief_of("which answer is better?").topics == ("chat",)
+    for pair in ("en-fr", "en – fr", "en -> fr", "en>fr"):
+        assert brief_of(f"{pair} translation").languages == ("en", "fr")
+    for words in ("safety: is it harmful", "does it say hi to users", "is-it polite"):
+        assert brief_of(words).languages == ()
 
 
 def test_a_task_is_read_from_its_queries() -> None:
@@ -175,6 +179,14 @@ def test_a_task_is_read_from_its_queries() -> None:
     brief = brief_of("my data", [query("Guten Tag", "Bonjour", source_lang="German", target_lang="fr")])
     assert brief.topics == ("translation",) and brief.languages == ("de", "fr")
     assert brief.kinds == (Kind.TRANSLATION,)
+    for name, wanted in {
+        "Estonian": (),
+        "Armenian": (),
+        "pt-BR": ("pt",),
+        "zh_CN": ("zh",),
+        "English": ("en",),
+    }.items():
+        assert brief_of("my data", [query("Tere", "Hello", target_lang=name)]).languages == wanted
 
 
 def test_no_more_queries_than_needed_are_read() -> None:

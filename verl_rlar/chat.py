@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from verl_rlar.config import AgentsConfig
 from verl_rlar.errors import EndpointError
 
+NEWER = "max_completion_tokens"
+"""What newer models of OpenAI's call the most tokens of an answer; they refuse ``max_tokens``."""
 REPLY_BYTES = 4 * 2**20
 """Largest answer that is read."""
 CHARS_PER_TOKEN = 4
 """Where nothing else tells the tokens of a text."""
+_NEWER_WANTED = re.compile(rf"use\W{{1,4}}{NEWER}".encode(), re.IGNORECASE)
 
 
 class Busy(Exception):
@@ -36,6 +40,18 @@ class Busy(Exception):
     def pause_s(self, attempt: int, most: float) -> float:
         """How long to wait before the next try, in seconds: as the endpoint says, or ever longer."""
         return min(most, 0.5 * 2**attempt if self.wait_s is None else self.wait_s)
+
+
+class Renamed(EndpointError):
+    """The endpoint wants `NEWER` instead of ``max_tokens``."""
+
+
+def rename(body: dict[str, Any]) -> bool:
+    """Gives the most tokens of an answer their newer name; False: they have it already."""
+    if "max_tokens" not in body:
+        return False
+    body[NEWER] = body.pop("max_tokens")
+    return True
 
 
 def address(config: AgentsConfig) -> str:
@@ -66,6 +82,7 @@ def reply_of(at: str, status: int, got: Mapping[str, str], body: bytes, config: 
 
     Raises:
         Busy: It may be asked again.
+        Renamed: It may be asked again after `rename`.
         EndpointError: It is no answer.
     """
     if status != 200:
@@ -73,6 +90,8 @@ def reply_of(at: str, status: int, got: Mapping[str, str], body: bytes, config: 
         error = EndpointError(f"{at} answered with HTTP {status}: {said}")
         if status in (401, 403):
             error = EndpointError(f"{at} does not let us in (HTTP {status}); check {config.api_key_env}")
+        if wants_newer(status, body):
+            error = Renamed(str(error))
         if status == 429 or status >= 500:
             text = got.get("retry-after", "").strip()
             wait_s = float(text[:9]) if text.isdecimal() else None
@@ -88,6 +107,11 @@ def reply_of(at: str, status: int, got: Mapping[str, str], body: bytes, config: 
     return reply
 
 
+def wants_newer(status: int, body: bytes | bytearray) -> bool:
+    """Whether an endpoint refuses a request for the name of a field only, see `Renamed`."""
+    return status == 400 and _NEWER_WANTED.search(body) is not None
+
+
 def message_of(at: str, reply: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
     """The message in an answer, and its text.
 
@@ -97,11 +121,18 @@ def message_of(at: str, reply: Mapping[str, Any]) -> tuple[Mapping[str, Any], st
     try:
         said = reply["choices"][0]["message"]
         text = said.get("content")
+        if isinstance(text, list):
+            text = "".join(part["text"] for part in text if part["type"] == "text")
         if not isinstance(text, str | None):
             raise TypeError
     except (KeyError, IndexError, TypeError, AttributeError):
         raise no_message(at, reply) from None
     return said, text
+
+
+def cut_off(reply: Mapping[str, Any]) -> bool:
+    """Whether an answer that has a message was cut off at its most tokens."""
+    return bool(reply["choices"][0].get("finish_reason") == "length")
 
 
 def no_message(at: str, reply: Mapping[str, Any]) -> EndpointError:

@@ -383,6 +383,9 @@ class Limits(Section):
     """Largest share of wrong answers that are accepted."""
     false_reject: float = Field(default=0.1, ge=0, le=1)
     """Largest share of right answers that are rejected or abstained from."""
+    abstained: float = Field(default=0.1, ge=0, le=1)
+    """Largest share of wrong answers that are abstained from, where right answers to the same query are not: in a
+    training, an abstention gets what the other responses get."""
     pairwise: float = Field(default=0.95, ge=0, le=1)
     """Least share of pairs of a right and a wrong answer to one query in which the right one scores more."""
     pairwise_low: float = Field(default=0.6, ge=0, le=1)
@@ -568,6 +571,16 @@ class AgentsConfig(Section):
                 raise ValueError("url: it is no address, or holds a password; write http://HOST:PORT/v1")
             if not self.model:
                 raise ValueError("url: say which model to use there, with agents.model")
+        return self
+
+    @model_validator(mode="after")
+    def _has_prices(self) -> AgentsConfig:
+        capped = [name for name in ("dollars", "run_dollars") if getattr(self, name) is not None]
+        if capped and not (self.dollars_read or self.dollars_written):
+            raise ValueError(
+                f"{capped[0]}: it never holds while nothing has a price; set agents.dollars_read and "
+                "agents.dollars_written, in dollars for a million tokens"
+            )
         return self
 
 

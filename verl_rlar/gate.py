@@ -153,7 +153,7 @@ FAMILIES = (
         layer="gpt_neox.layers.",
         head="score.weight",
     ),
-    _encoder("Bert", "bert"),
+    _encoder("Bert", "bert", "directionality", "pooler_type"),
     _encoder("Roberta", "roberta", dense=True),
     _encoder("XLMRoberta", "xlm-roberta", dense=True),
     _encoder("DebertaV2", "deberta-v2", "pos_att_type", "pooler_hidden_act", "norm_rel_ebd"),
@@ -175,7 +175,9 @@ FAMILIES = (
         embedding="model.embeddings.tok_embeddings.weight",
         layer="model.layers.",
         head="classifier.weight",
-        fields=frozenset({"hidden_activation", "classifier_activation", "classifier_pooling"}),
+        fields=frozenset(
+            {"hidden_activation", "classifier_activation", "classifier_pooling", "position_embedding_type"}
+        ),
     ),
 )
 """The families of reward models that transformers and vLLM load without code of their own."""
@@ -195,10 +197,12 @@ RESTRICTED = {
 """What a licence file says if it restricts the use, by what the licence's name must then contain."""
 
 ORDERS = re.compile(
-    r"\b(?:ignore|disregard|forget|override|bypass)\b[^.!?]{0,40}\b(?:previous|prior|above|earlier|preceding|system)\b"
+    r"\b(?:ignore|disregard|forget|bypass|override(?!(?<=(?:can|may) override) the default system prompt))\b"
+    r"[^.!?]{0,40}\b(?:previous|prior|above|earlier|preceding|system)\b"
     r"[^.!?]{0,30}\b(?:instructions?|prompts?|rules|guidelines|checks|messages?)\b"
     r"|\b(?:note|notice|message|attention|instructions?|important)\b[^.!?\w]{0,3}(?:to|for)\b[^.!?]{0,25}"
     r"\b(?:agents?|LLMs?|AI|language models?|automated|scouts?|bots?)\b"
+    r"(?![-'\u2019]| (?:alignment|development|evaluation|ethics|research|safety|training|tuning)\b)"
     r"|\b(?:must|always|only)\b[^.!?]{0,20}\b(?:select|choose|rank|propose|recommend|pick|approve|admit)\b[^.!?]{0,20}"
     r"\bthis (?:model|repository|repo|checkpoint)\b"
     r"|\b(?:call|use|invoke)\b[^.!?]{0,20}\b(?:propose|search_models|model_info|read_card|read_config)\b",

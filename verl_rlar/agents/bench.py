@@ -327,13 +327,13 @@ class Bench:
 
 
 def labels_missed(examination: Examination) -> str:
-    """What a verifier makes wrong of labelled answers, in words; empty if it is little enough.
+    """What a verifier makes wrong of labelled answers, or says nothing of, in words; empty if it is little enough.
 
     The exam's limits of some kinds have room for reward models, or for changed programs that happen to be right; what
     real answers were labelled as needs no such room.
     """
     answers = [answer for answer in examination.answers if _labelled(answer.case)]
-    wrong = sum((answer.value is not None and answer.value >= 0.5) is not _good(answer) for answer in answers)
+    wrong = sum(answer.value is None or (answer.value >= 0.5) is not _good(answer) for answer in answers)
     if wrong <= LABELS_WRONG * len(answers):
         return ""
     return f"{wrong} of {len(answers)} labelled answers are judged wrongly; at most {LABELS_WRONG:.0%} may be"

@@ -7,8 +7,8 @@ agent has no other way to run anything.
 
 Guarantees: only a verifier that passed the whole exam is given back as admitted; sealed cases are in no prompt, no
 transcript and no order to the agent; a run ends by itself, at a cap, at its wall clock, or when the endpoint is gone,
-and says which; what was paid for is kept, so that the same call goes on where the last one was stopped; with a
-cassette, no network is used.
+and says which; what was paid for is kept, so that the same call (with a higher cap, if it was one) goes on where the
+last one was stopped; with a cassette, no network is used.
 
 A rubric (`verl_rlar.tools.rubric`) is written where the rows have preferences only (`form_of`), or if it is asked for.
 The same LLM writes it and judges by it; the judge reads the sealed cases, too, the author does not.
@@ -93,7 +93,7 @@ class Written:
 
     @property
     def resumable(self) -> bool:
-        """Whether the same call would go on from here."""
+        """Whether the same call would go on from here, once a cap that stopped it is higher."""
         return self.admitted is None and self.agent.how != "done"
 
     def as_dict(self) -> dict[str, Any]:
@@ -385,7 +385,8 @@ def _why(bench: Bench, run: AgentRun) -> str:
         "time": "the time is up",
         "crash": "the agent broke",
     }
-    return f"stopped, as {said.get(run.how, run.how)}: {run.detail}; the same command goes on from here"
+    first = "raise the cap, then " if run.how in ("steps", "tokens") else ""
+    return f"stopped, as {said.get(run.how, run.how)}: {run.detail}; {first}the same command goes on from here"
 
 
 def _as_recorded(cassette: Cassette, task: str, form: Form, config: RlarConfig) -> tuple[RlarConfig, str]:

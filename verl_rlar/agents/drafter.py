@@ -130,6 +130,7 @@ class _Coder:
         for _ in range(2):
             said = self._talk.ask(messages)
             schemes, fault = schemes_of(said)
+            fault = self._fault(fault)
             if not fault:
                 break
             faults.append(fault)
@@ -138,6 +139,13 @@ class _Coder:
             schemes = [{"kind": "decomposition", "idea": "No plan was made: proceed as you see fit."}]
         self._emit({"event": "plan", "schemes": schemes, "faults": faults})
         return schemes
+
+    def _fault(self, fault: str) -> str:
+        """What is wrong with the last answer: if it was cut off, that, whatever else it seems to be."""
+        if not fault or not self._talk.cut:
+            return fault
+        most = self._config.answer_tokens
+        return f"it was cut off after {most:,} tokens (rlar.agents.answer_tokens), before its end: think and write less"
 
     def _draft(self, number: int, scheme: Mapping[str, str]) -> bool:
         """One draft with its repairs; whether it was admitted."""
@@ -148,6 +156,7 @@ class _Coder:
             said = self._talk.ask(messages)
             source, fault = self._found(said)
             if source is None:
+                fault = self._fault(fault)
                 report: Mapping[str, Any] = {"state": "fault", "fault": fault, "wrong": None, "again": True}
                 self._emit({"event": "fault", "draft": number, "version": version, "fault": fault})
             else:

@@ -6,7 +6,8 @@ answer with the hash of what was asked. An agent that always does the same with 
 from the beginning: what was asked before costs nothing.
 
 Guarantees: an answer is on the disk before it is used; a last line that was cut by a kill is left out; an answer is
-given only to exactly what it was given to, in its place; a journal of another order is not used.
+given only to exactly what it was given to, in its place; where something else is asked, the rest of the journal is
+dropped, on the disk, too; a journal of another order is not used.
 
 Not covered: two runs of one order at the same time.
 """
@@ -24,6 +25,7 @@ from smolagents import ChatMessage, MessageRole
 from verl_rlar.agents.llm import Llm
 from verl_rlar.agents.session import Stop
 from verl_rlar.errors import AgentError
+from verl_rlar.library import write_whole
 
 
 def seed_of(path: Path, order: str, new: str) -> str:
@@ -73,10 +75,10 @@ class Talk:
         self.asked = 0
         self.recalled = 0
         """Answers, and those of them that came from the journal."""
-        self._kept = _lines(journal)[1:] if journal else []
-        if journal:  # without a line that was cut
-            head = json.loads(journal.read_text(encoding="utf-8").partition("\n")[0])
-            journal.write_text("".join(json.dumps(line) + "\n" for line in (head, *self._kept)), encoding="utf-8")
+        self.cut = False
+        """Whether the last answer was cut off at its most tokens."""
+        self._head, *self._kept = _lines(journal) if journal else [{}]
+        self._write()  # without a line that was cut
 
     def ask(self, messages: Sequence[tuple[str, str]]) -> str:
         """What the LLM says to some messages, each of a role and a text.
@@ -96,13 +98,27 @@ class Talk:
         else:
             before = self._llm.tokens
             said = self._llm.generate([_message(role, text) for role, text in messages])
-            line = {"key": key, "answer": str(said.content or ""), "tokens": self._llm.tokens - before}
+            line = {
+                "key": key,
+                "answer": str(said.content or ""),
+                "tokens": self._llm.tokens - before,
+                "cut": self._llm.cut,
+            }
+            dropped = self.asked < len(self._kept)
             self._kept[self.asked :] = [line]
-            if self._path:
+            if dropped:
+                self._write()
+            elif self._path:
                 with open(self._path, "a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
         self.asked += 1
+        self.cut = line.get("cut", False)
         return str(line["answer"])
+
+    def _write(self) -> None:
+        if self._path:
+            lines = [json.dumps(line) + "\n" for line in (self._head, *self._kept)]
+            write_whole(self._path, "".join(lines).encode())
 
 
 def _message(role: str, text: str) -> ChatMessage:

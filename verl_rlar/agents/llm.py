@@ -54,6 +54,9 @@ class Llm(Model):
         super().__init__(model_id=config.model, flatten_messages_as_text=True)
         self.config, self._on_call, self._purse = config, on_call, purse
         self.calls, self.tokens = 0, 0
+        self.cut = False
+        """Whether the last answer was cut off at its most tokens."""
+        self._most = "max_tokens"
         self._client = httpx.Client(headers=chat.headers(config), timeout=config.timeout_s, transport=transport)
         self._at = chat.address(config)
 
@@ -81,11 +84,10 @@ class Llm(Model):
             tools_to_call_from=tools_to_call_from,
             **kwargs,
         )
-        body = {"model": self.model_id, "max_tokens": self.config.answer_tokens, **asked}
+        body = {"model": self.model_id, self._most: self.config.answer_tokens, **asked}
         if self.config.temperature is not None:
             body["temperature"] = self.config.temperature
-        content = json.dumps(body, ensure_ascii=False).encode()
-        expected = len(content) // chat.CHARS_PER_TOKEN
+        expected = len(_encoded(body)) // chat.CHARS_PER_TOKEN
         if self.tokens + expected > self.config.tokens:
             raise OutOfTokens(
                 f"{self.tokens:,} tokens are used, and the next call would take some {expected:,}; "
@@ -95,8 +97,9 @@ class Llm(Model):
         record: dict[str, Any] = {"call": self.calls, "tries": 0}
         began = time.monotonic()
         try:
-            reply = self._asked(content, record, expected)
+            reply = self._asked(body, record, expected)
             message, usage = self._message(reply, expected)
+            self.cut = chat.cut_off(reply)
             self.tokens += usage.input_tokens + usage.output_tokens
             if self._purse:
                 self._purse.settle(usage.input_tokens, usage.output_tokens)
@@ -110,7 +113,7 @@ class Llm(Model):
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------
 
-    def _asked(self, content: bytes, record: dict[str, Any], expected: int) -> dict[str, Any]:
+    def _asked(self, body: dict[str, Any], record: dict[str, Any], expected: int) -> dict[str, Any]:
         """Asks, and asks again where that may help."""
 
         def wait(state: RetryCallState) -> float:
@@ -122,7 +125,13 @@ class Llm(Model):
             if self._purse:
                 self._purse.take(expected)
             record["tries"] += 1
-            return self._post(content)
+            try:
+                return self._post(_encoded(body))
+            except chat.Renamed:
+                if not chat.rename(body):
+                    raise
+                self._most = chat.NEWER
+                return ask()
 
         stop = stop_after_attempt(1 + self.config.retries)
         try:
@@ -175,3 +184,7 @@ class Llm(Model):
             role=MessageRole.ASSISTANT, content=text, tool_calls=calls or None, raw=None, token_usage=tokens
         )
         return answer, tokens
+
+
+def _encoded(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode()

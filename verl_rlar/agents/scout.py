@@ -211,7 +211,9 @@ def brief_of(task: str, queries: Iterable[Query] = ()) -> Brief:
     joined = task.lower()
     topics = [topic for topic, shown in TOPICS.items() if any(w in tokens or ("-" in w and w in joined) for w in shown)]
     languages = [LANGUAGES[token] for token in tokens if token in LANGUAGES]
-    languages += [code for pair in re.findall(r"\b([a-z]{2})[-\u2013>→ ]{1,4}([a-z]{2})\b", joined) for code in pair]
+    codes = set(LANGUAGES.values())
+    pairs = re.findall(r"\b([a-z]{2}) ?(?:->|[-\u2013>→]) ?([a-z]{2})\b", joined)
+    languages += [code for pair in pairs if codes.issuperset(pair) for code in pair]
     kinds: Counter[Kind] = Counter()
     looked_at = 0
     for query in queries:
@@ -220,12 +222,12 @@ def brief_of(task: str, queries: Iterable[Query] = ()) -> Brief:
         looked_at += 1
         kinds[describe(query).kind] += 1
         columns = (query.extra.get("source_lang"), query.extra.get("target_lang"))
-        languages += [LANGUAGES.get(name.lower(), name.lower()[:2]) for name in columns if isinstance(name, str)]
+        named = [re.split(r"[^a-z]", name.strip().lower())[0] for name in columns if isinstance(name, str)]
+        languages += [LANGUAGES.get(name, name) for name in named]
     frequent = [kind for kind, count in kinds.most_common() if count >= LEAST_SHARE * looked_at]
     if not topics:
         topics = [TOPIC_OF_KIND[kind] for kind in frequent] or ["chat"]
     known = {word for shown in TOPICS.values() for word in shown} | PLAIN_WORDS | LANGUAGES.keys()
-    codes = set(LANGUAGES.values())
     return Brief(
         task=task,
         topics=tuple(dict.fromkeys(topics)),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -151,6 +152,8 @@ async def _build(
                 seed=seed,
                 on_progress=on_progress,
             )
+        if acquired.submission and then not in events:
+            acquired = replace(acquired, submission=replace(acquired.submission, event=None))
         _tell(acquired, as_json)
         left += acquired.submission is None
         if acquired.submission is not None and acquired.submission.spec is not None:

@@ -96,7 +96,8 @@ def write_command(
     The agent sees the task, some rows, and the open cases that its drafts get wrong; the sealed cases of the exam, which
     it never sees, decide. The LLM is any OpenAI-compatible endpoint (agents.url, agents.model). Caps: agents.steps,
     tokens, dollars, wall_s for this task; agents.run_calls, run_tokens, run_dollars, run_s for all agents of a run;
-    agents.rpm, tpm for its pace. If one is reached, or the endpoint is gone, the same command goes on from there.
+    agents.rpm, tpm for its pace. If one is reached, raise it, and the same command goes on from there; so it does where
+    the endpoint was gone.
     Exit code: 0 a verifier was admitted, 1 none was.
     Where no program can check (open dialogue), a rubric is written instead: yes/no questions that the same LLM then
     answers about each response, in scoring and in training, too. It takes the same exam; rubrics.exam_tokens caps that.

@@ -23,6 +23,7 @@ MEANING: Mapping[str, str] = {
     "gold": "gold answers accepted",
     "false_accept": "wrong answers accepted",
     "false_reject": "right answers rejected",
+    "abstained": "wrong answers that it says nothing of",
     "pairwise": "right above wrong, same query",
     "pairwise_low": "... lower end of the 95 % interval",
     "pairwise_high": "... upper end of the 95 % interval",

@@ -15,8 +15,8 @@ from dataclasses import replace
 from types import TracebackType
 
 from verl_rlar.config import ExamConfig, RlarConfig
-from verl_rlar.errors import ToolError, ToolUnavailable
-from verl_rlar.exam.cases import read_cases
+from verl_rlar.errors import DataError, ToolError, ToolUnavailable
+from verl_rlar.exam.cases import Case, read_cases
 from verl_rlar.exam.evidence import Evidence, gather, screen
 from verl_rlar.exam.subject import Subject
 from verl_rlar.exam.trial import Examination, OnProgress, examine
@@ -167,15 +167,22 @@ class Hall:
             on_progress: See `examine`.
 
         Raises:
-            DataError: A file cannot be read, or a case file is wrong.
+            DataError: A file cannot be read, or a case file is wrong, or two of them have the same id for other cases.
         """
         exam = self._config.exam
-        evidence = Evidence()
+        evidence, taken = Evidence(), dict[str, tuple[str, Case]]()
         for path in data:
             more = gather(read_rows(path), spec, queries=exam.max_queries, seed=seed, sealed_share=exam.sealed_share)
             evidence = _join(evidence, await self.screen(more, spec, on_progress) if screened else more)
         for path in case_files:
             cases = read_cases(read_rows(path), seed=seed, sealed_share=exam.sealed_share, name=path)
+            for case in cases:
+                file, other = taken.setdefault(case.id, (path, case))
+                if _asked(other) != _asked(case):
+                    raise DataError(
+                        f"{path}, {case.origin}: the id {case.id!r} is taken by another case of {file}, "
+                        f"{other.origin}; give one of them another id"
+                    )
             evidence = _join(evidence, Evidence(cases=cases))
         return evidence
 
@@ -187,6 +194,10 @@ class Hall:
         """
         self._sources[subject.spec.source_sha256] = subject.source
         return await self._boxes.run(subject.spec, sample)
+
+
+def _asked(case: Case) -> tuple[object, ...]:
+    return case.query, case.response, case.expect, case.twin
 
 
 def _join(one: Evidence, other: Evidence) -> Evidence:

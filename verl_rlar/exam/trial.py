@@ -12,7 +12,8 @@ A tool whose scale was learned, and a rubric, is asked, too, for answers that on
 
 What is measured, and what it must reach: `verl_rlar.config.ExamConfig`. A tool whose values are yes or no is held to
 one half; a graded tool to the order of its values on each query: a wrong answer is accepted if it scores as high as the
-query's right answers do (their median), a right one is rejected if it scores as low as the wrong ones do.
+query's right answers do (their median), a right one is rejected if it scores as low as the wrong ones do. To say
+nothing of wrong answers alone is no way out: a training gives an abstention what the other responses get.
 
 Guarantees: all but the times is a function of tool, cases and seed, whatever finishes first. Too few cases for a kind
 of query, and the tool is not admitted for it; for all, and it is rejected. A tool that fails or is slow at once is sent
@@ -157,7 +158,7 @@ async def examine(
     for scorer in scorers if cases else ():  # what is loaded once is not charged to a call, as in training
         await scorer.call(spec, undressed(cases[0], spec))
     first = await trial.run("asking", cases, scorers[0], lambda case: dressed(case, seed))
-    spec, first = _calibrated(spec, cases, first)
+    spec, first, unlearned = _calibrated(spec, cases, first)
     trial.spec = spec
     again = cases[: config.repeats]
     agree: dict[str, list[bool]] = {"determinism": [], "disguise": []}
@@ -179,23 +180,26 @@ async def examine(
         fingerprint = await _fingerprint(spec, scorers[0], at_once)
     answers = tuple(Answer(case=case, score=first[case.id]) for case in evidence.cases if case.id in first)
     values = {key: score.value for key, score in looked.items()}
-    report = _Report(spec, evidence, config, answers, trial, agree, changed, values, model, fingerprint, seed)
+    report = _Report(
+        spec, evidence, config, answers, trial, agree, changed, values, model, unlearned, fingerprint, seed
+    )
     card = report.card()
     return Examination(card=card, spec=spec, answers=answers)
 
 
 def _calibrated(
     spec: ToolSpec, cases: Sequence[Case], scores: dict[str, ToolScore]
-) -> tuple[ToolSpec, dict[str, ToolScore]]:
-    """A reward model with the calibration that its answers teach, and these answers by it; other tools as they are."""
+) -> tuple[ToolSpec, dict[str, ToolScore], str]:
+    """A reward model with the calibration that its answers teach, and these answers by it; other tools as they are. And
+    why there is no calibration, where there should be one."""
     if spec.kind != "reward_model" or spec.calibration is not None:
-        return spec, scores
+        return spec, scores, ""
     judged = {Expect.GOOD: True, Expect.BAD: False}
     answered = ((scores[case.id].raw, case.expect) for case in cases if case.id in scores)
     try:
         learned = fit([(raw, judged[expect]) for raw, expect in answered if raw is not None and expect in judged])
-    except DataError:
-        return spec, scores
+    except DataError as error:
+        return spec, scores, str(error)
     spec = replace(spec, calibration=learned)
     values = {
         key: score
@@ -203,7 +207,7 @@ def _calibrated(
         else replace(score, digest=spec.digest, value=learned(score.raw))
         for key, score in scores.items()
     }
-    return spec, values
+    return spec, values, ""
 
 
 # --- Asking -----------------------------------------------------------------------------------------------------------
@@ -338,6 +342,11 @@ class _Measure:
         rights = _values(self._good.get(answer.case.query.key, ())) if self.graded else []
         return answer.value >= (statistics.median(rights) if rights else 0.5)
 
+    def evaded(self, answer: Answer) -> bool:
+        """Whether a tool says nothing of a wrong answer to a query whose right answers it scores."""
+        rights = self._good.get(answer.case.query.key)
+        return answer.score.outcome is Outcome.ABSTAINED and (rights is None or bool(_values(rights)))
+
     def rejected(self, answer: Answer) -> bool:
         """Whether a tool takes a right answer for a wrong one, or says nothing about it."""
         if answer.value is None:
@@ -352,6 +361,8 @@ class _Measure:
             return "more, it is right"
         if expect is Expect.BAD and self.accepted(answer):
             return "less, it is wrong"
+        if expect is Expect.BAD and self.evaded(answer):
+            return "a low value, it is wrong"
         if expect is Expect.ABSTAIN and answer.score.outcome is not Outcome.ABSTAINED:
             return "nothing, there is no reference"
         if expect is Expect.SAME and not self.same(answer, tolerance):
@@ -422,6 +433,7 @@ class _Measure:
             "gold": _share(gold, lambda a: not self.rejected(a), limits.gold),
             "false_accept": _share(self.bad, self.accepted, limits.false_accept, least=False),
             "false_reject": _share(self.good, self.rejected, limits.false_reject, least=False),
+            "abstained": _share(self.bad, self.evaded, limits.abstained, least=False),
             "pairwise": Figure(value=pairwise, limit=limits.pairwise, cases=queries),
             "pairwise_low": Figure(value=low, limit=limits.pairwise_low, cases=queries),
             "pairwise_high": Figure(value=high, cases=queries),
@@ -451,6 +463,7 @@ class _Report:
         changed: Sequence[biases.Change],
         looks: Mapping[str, float | None],
         model: Mapping[str, Any] | None,
+        unlearned: str,
         fingerprint: str,
         seed: int,
     ) -> None:
@@ -463,6 +476,7 @@ class _Report:
         self._changed = changed
         self._looks = looks
         self._model = dict(model) if model else None
+        self._unlearned = unlearned
         self._fingerprint = fingerprint
         self._seed = seed
         by_kind: dict[Kind, list[Answer]] = defaultdict(list)
@@ -505,6 +519,8 @@ class _Report:
                 reasons += _missed(f"{kind.value}: ", named)
         reasons += self._turned()
         unproven = sorted(kind.value for kind in self._spec.scope.kinds if kind.value not in proven)
+        if proven and self._unlearned:
+            reasons.append(self._unlearned)
         if not proven:
             reasons += notes or ["no evidence: there is no case that this tool is for"]
         elif unproven:

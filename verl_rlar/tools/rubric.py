@@ -270,6 +270,7 @@ class RubricRunner:
         self._places: asyncio.Semaphore | None = None
         self._purses: list[Purse] = []
         self._row, self._resume, self._last = 0, 0.0, ""
+        self._most_tokens = "max_tokens"
         self.calls = self.read = self.written = 0
         """Calls that were answered, and the tokens that they took."""
         self.faults = 0
@@ -322,14 +323,13 @@ class RubricRunner:
         body: dict[str, Any] = {
             "model": spec.target,
             "messages": messages,
-            "max_tokens": self._config.answer_tokens,
+            self._most_tokens: self._config.answer_tokens,
         }
         if self._agents.temperature is not None:
             body["temperature"] = 0.0
-        content = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
         limit = self._config.queue_timeout_s + spec.timeout_s
         try:
-            text, read, written = await within(limit, self._in_line(content, spec.timeout_s))
+            text, complete, read, written = await within(limit, self._in_line(body, spec.timeout_s))
         except (TimeoutError, asyncio.TimeoutError):
             raise ToolTimeout(
                 f"{spec.name}: no answer within {spec.timeout_s:g} s and "
@@ -345,7 +345,8 @@ class RubricRunner:
         try:
             answers = rubric.judged(text, code)
         except ToolError as error:
-            raise ToolError(f"{spec.name}: {error}") from None
+            cut_off = "" if complete else f"; it was cut off at rlar.rubrics.answer_tokens={self._config.answer_tokens}"
+            raise ToolError(f"{spec.name}: {error}{cut_off}") from None
         value, reason = rubric.verdict(answers)
         details = {f"check_{number}": float(yes) for number, yes in enumerate(answers, start=1)}
         dollars = (read * self._agents.dollars_read + written * self._agents.dollars_written) / 1e6
@@ -354,23 +355,23 @@ class RubricRunner:
             details["truncated"], reason = 1.0, f"{reason}, of a text that was cut"
         return Verdict(value=value, reason=reason, details=details)
 
-    async def _in_line(self, content: bytes, timeout_s: float) -> tuple[str, int, int]:
-        """Waits for a place, asks, and settles: the answer, and the tokens read and written."""
+    async def _in_line(self, body: dict[str, Any], timeout_s: float) -> tuple[str, bool, int, int]:
+        """Waits for a place, asks, and settles: the answer, whether it is complete, and the tokens read and written."""
         if self._places is None:
             self._places = asyncio.Semaphore(self._config.at_once)
         async with self._places:
             purse = self._purses.pop() if self._purses else await asyncio.to_thread(self._new_purse)
-            text, read, written = await self._asked(content, timeout_s, purse)
+            answer = await self._asked(body, timeout_s, purse)
             self._purses.append(purse)  # one under which a call was cut off is not used again
-            return text, read, written
+            return answer
 
     def _new_purse(self) -> Purse:
         agents = self._agents if self.task else self._agents.model_copy(update={"dollars": None})
         return Purse(self._folder, self.task or "rubrics", agents)
 
-    async def _asked(self, content: bytes, timeout_s: float, purse: Purse) -> tuple[str, int, int]:
+    async def _asked(self, body: dict[str, Any], timeout_s: float, purse: Purse) -> tuple[str, bool, int, int]:
         """Asks, and asks again where that may help."""
-        at, expected = chat.address(self._agents), len(content) // chat.CHARS_PER_TOKEN
+        at, expected = chat.address(self._agents), len(_encoded(body)) // chat.CHARS_PER_TOKEN
         used = self.read + self.written
         if self._most is not None and used + expected > self._most:
             raise OutOfTokens(
@@ -383,7 +384,7 @@ class RubricRunner:
             while wait := await asyncio.to_thread(purse.try_take, expected):
                 await asyncio.sleep(wait)
             try:
-                reply = await within(timeout_s, self._post(at, content))
+                reply = await within(timeout_s, self._post(at, _encoded(body)))
                 said, text = chat.message_of(at, reply)
                 break
             except chat.Busy as busy:
@@ -396,6 +397,9 @@ class RubricRunner:
             except (httpx.HTTPError, httpx.InvalidURL) as broken:
                 error = EndpointError(f"{at} cannot be reached ({broken!r}); check rlar.agents.url")
             except EndpointError as answered:
+                if isinstance(answered, chat.Renamed) and chat.rename(body):
+                    self._most_tokens = chat.NEWER
+                    continue
                 error = answered
             await asyncio.to_thread(purse.lose)
             self._fault(error)
@@ -404,7 +408,7 @@ class RubricRunner:
         self.calls, self.read, self.written = self.calls + 1, self.read + read, self.written + written
         self._row = 0
         await asyncio.to_thread(purse.settle, read, written)
-        return text or "", read, written
+        return text or "", not chat.cut_off(reply), read, written
 
     async def _post(self, at: str, content: bytes) -> dict[str, Any]:
         if self._client is None:
@@ -420,7 +424,7 @@ class RubricRunner:
                 body += chunk
                 if len(body) > chat.REPLY_BYTES:
                     raise chat.too_large(at)
-        if response.status_code in ITS_FAULT:
+        if response.status_code in ITS_FAULT and not chat.wants_newer(response.status_code, body):
             raise _Refused(f"{at} refused this request with HTTP {response.status_code}: {bytes(body[:200])!r}")
         return chat.reply_of(at, response.status_code, response.headers, bytes(body), self._agents)
 
@@ -432,6 +436,10 @@ class RubricRunner:
         if self._row >= FAULTS:
             self._resume = time.monotonic() + self._config.pause_s
             logger.error("rubrics pause for %g s, as their LLM does not answer: %s", self._config.pause_s, error)
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")
 
 
 class _Refused(EndpointError):
