@@ -188,25 +188,43 @@ def test_every_line_of_rlar_in_docs_readme_and_help_is_one_that_it_understands()
             name, command, words = command.resolve_command(context, words)
 
 
+def trainings() -> list[tuple[str, list[str]]]:
+    """The overrides of every training command of the pages and the README, and where it is."""
+    texts = [(fence.page, fence.text) for fence in ALL if fence.language == "bash"]
+    texts.append(("README.md", "\n".join(re.findall(r"^    (.*)$", (ROOT / "README.md").read_text(), re.MULTILINE))))
+    base = next(fence.text for fence in ALL if fence.file == "train.sh").replace('"$@"', "").rstrip().rstrip("\\")
+    found = []
+    for where, text in texts:
+        text = text.replace("\\\n", " ").replace("$SLURM_NNODES", "2").replace("${SLURM_TMPDIR:-/tmp}", "/tmp")
+        text = re.sub(r"\bbash train\.sh\b", lambda _: base.replace("\\\n", " ").strip(), text).replace('"$@"', "")
+        for command in re.findall(r"python -m verl\.trainer\.main_ppo (.*)", text):
+            if (words := shlex.split(command))[-1] != "...":
+                found.append((where, words))
+    return found
+
+
 @pytest.mark.slow
-def test_every_training_command_composes_and_passes_the_checks() -> None:
+@pytest.mark.parametrize(("where", "command"), trainings())
+def test_every_training_command_composes_and_passes_the_checks(where: str, command: list[str]) -> None:
     pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
     from hydra import compose, initialize_config_module
+    from verl.trainer.ppo.utils import need_reference_policy
+    from verl.utils.config import validate_config
 
     from verl_rlar.plugin import check
 
-    commands = [
-        (fence.page, command)
-        for fence in ALL
-        if fence.language == "bash"
-        for command in re.findall(r"python -m verl\.trainer\.main_ppo (.*)", fence.text.replace("\\\n", " "))
-    ]
-    assert len(commands) >= 8
     with initialize_config_module("verl.trainer.config", version_base=None):
-        for page, command in commands:
-            command = command.replace("$SLURM_NNODES", "2").replace("${SLURM_TMPDIR:-/tmp}", "/tmp")
-            config = compose("ppo_trainer", overrides=shlex.split(command))
-            assert check(config).run_dir, (page, command)
+        config = compose("ppo_trainer", overrides=command)
+    settings = check(config)
+    assert settings.run_dir
+    if where in ("gpus.md", "index.md", "README.md"):  # whole ones; those of other pages show what to add
+        assert config.algorithm.adv_estimator == "grpo" and config.actor_rollout_ref.rollout.n > 1
+        validate_config(config, need_reference_policy(config), use_critic=False)
+
+
+def test_the_pages_and_the_readme_have_their_training_commands() -> None:
+    where = [where for where, _ in trainings()]
+    assert where.count("gpus.md") == 8 and "README.md" in where and len(where) >= 11
 
 
 # --- it is whole ----------------------------------------------------------------------------------------------------

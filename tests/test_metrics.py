@@ -95,6 +95,16 @@ def test_tokens_and_dollars_are_summed_up_by_tool_where_the_ledger_has_them() ->
     assert found["rlar/tool/model/tokens"] == 70.0 and "rlar/tool/exact/tokens" not in found
 
 
+@pytest.mark.parametrize(
+    "details",
+    [{"tokens": 120.0}, {"tokens": math.nan, "truncated": 0.0}, {"tokens_read": 1.0, "tokens_written": math.inf}],
+)
+def test_a_rules_own_tokens_are_no_cost_and_neither_is_what_is_no_number(details: dict[str, float]) -> None:
+    metrics = StepMetrics()
+    metrics.saw(row("a", 0, replace(call("mine", 1.0), details=details)))
+    assert not any(name.endswith(("/tokens", "/dollars")) for name in metrics.take())
+
+
 def test_what_agents_spent_is_what_their_account_says(tmp_path: Path) -> None:
     assert of_account(account_of(tmp_path)) == {
         f"rlar/agents/{name}": 0.0 for name in ("calls", "tokens", "dollars", "wait_s")

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,14 @@ def test_a_mistyped_override_is_refused_and_more_nodes_need_less_memory_each(tmp
     settings = importlib.import_module("settings")
     peaks = [estimate.estimate(settings.Choices(nodes=nodes)).peak for nodes in (1, 2, 4)]
     assert peaks == sorted(peaks, reverse=True) and peaks[0] > peaks[2]
+
+
+@pytest.mark.slow
+def test_each_start_has_a_file_of_metrics_that_no_later_one_empties(tmp_path: Path) -> None:
+    (tmp_path / "metrics.3.jsonl").touch()
+    found = dry("--run", str(tmp_path), "--data", str(tmp_path), "--resume")
+    path = f"VERL_FILE_LOGGER_PATH={tmp_path}/metrics.4.jsonl"
+    assert f" ++ray_kwargs.ray_init.runtime_env.env_vars.{path} " in found["printed"] and found["ok"]
 
 
 def test_a_run_folder_that_holds_a_run_is_not_touched_unasked(tmp_path: Path) -> None:
@@ -160,6 +169,21 @@ def test_the_last_box_is_read_with_its_braces() -> None:
 def test_a_set_without_its_column_is_named() -> None:
     with pytest.raises(domains.DataFault, match=r"gsm8k \(openai/gsm8k\) has no usable column 'answer'"):
         domains.convert(domains.SOURCES[0], [{"question": "1+1?"}], 1)
+
+
+def test_a_set_without_its_split_or_its_configuration_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="datasets is not installed (extra `cpu`)")
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "train.jsonl").write_text('{"question": "1+1?", "answer": "#### 2"}\n')
+    source = replace(domains.SOURCES[0], repo=str(tmp_path / "set"), config=None)
+    assert len(list(domains.items_of(source, "train", "0" * 40))) == 1
+    with pytest.raises(
+        domains.DataFault, match=r"gsm8k \(\S+\) at 0{12}, configuration None, split tests: Unknown split"
+    ):
+        list(domains.items_of(source, "tests", "0" * 40))
+    with pytest.raises(domains.DataFault, match=r"configuration main, split train: .*--revision gsm8k=COMMIT"):
+        list(domains.items_of(replace(source, config="main"), "train", "0" * 40))
 
 
 def test_a_row_of_leetcode_without_a_task_is_named() -> None:

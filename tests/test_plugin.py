@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from verl_rlar.config import RlarConfig, defaults, parse
-from verl_rlar.errors import ConfigError, ToolUnavailable
+from verl_rlar.errors import ConfigError, DataError, ToolUnavailable
+from verl_rlar.row_files import read_rows
 
 pytest.importorskip("verl", reason="verl is not installed (extra `cpu`)")
 
@@ -40,7 +41,7 @@ def test_the_plugin_loads_with_verl(composed: Callable[..., DictConfig]) -> None
 
 
 def test_one_override_switches_everything_on(composed: Callable[..., DictConfig]) -> None:
-    config = composed("+rlar=default", "trainer.default_local_dir=/somewhere")
+    config = composed("+rlar=default", "trainer.default_local_dir=/somewhere", "reward_model.enable=False")
     settings = plugin.check(config)
     assert settings.run_dir == "/somewhere/rlar"
     assert settings.scoring == RlarConfig().scoring
@@ -96,6 +97,12 @@ def test_all_yaml_files_are_covered_by_the_tests() -> None:
         ("trainer.use_v1=False", "legacy trainer"),
         ("reward.reward_model.enable=True", "bypass every reward manager"),
         ("reward.custom_reward_function.path=reward.py", "custom_reward_function.path would be ignored"),
+        ("custom_reward_function.path=reward.py", "custom_reward_function.path=reward.py: of verl's old configuration"),
+        ("reward_model.enable=True", "reward_model.enable=True: of verl's old configuration"),
+        ("reward_model.reward_manager=dapo", "reward_model.reward_manager=dapo: .* so remove it"),
+        ("reward_model.reward_loop_source=importlib", "reward_model.reward_loop_source=importlib: "),
+        ("reward_model.model.path=some/model", "reward_model.model.path=some/model: "),
+        ("sandbox_fusion.url=http://host", "sandbox_fusion.url=http://host: "),
         ("reward.reward_manager.name=dapo", "remove your override of reward.reward_manager"),
         ("actor_rollout_ref.rollout.agent.agent_loop_manager_class=null", "must be verl_rlar.trainer.RlarAgentLoop"),
         (
@@ -201,6 +208,45 @@ def test_without_an_engine_data_that_cannot_be_looked_into_counts_as_code(
     config = composed("+rlar=default", "data.train_files=hdfs://far/away.parquet", "data.val_files=[]")
     with pytest.raises(ToolUnavailable, match=r"hdfs://far/away\.parquet may hold rows with tests"):
         plugin.check_sandbox(config, plugin.check(config))
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize("name", ["rows.json", "rows.jsonl"])
+def test_without_an_engine_data_none_of_whose_rows_can_be_read_counts_as_code(
+    composed: Callable[..., DictConfig], tmp_path: Path, name: str
+) -> None:
+    file = tmp_path / name
+    file.write_text(json.dumps({"question": "?"}) + "\n[]\n")
+    config = composed("+rlar=default", f"data.train_files={file}", "data.val_files=[]")
+    with pytest.raises(
+        ToolUnavailable, match=rf"{name} may hold rows with tests \(none of its rows can be read, row 1: "
+    ):
+        plugin.check_sandbox(config, plugin.check(config))
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_row_with_tests_is_found_in_an_array_and_where_the_prompt_has_another_name(
+    composed: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    rows = [
+        {"question": "?", "messages": 3, "extra_info": extra} for extra in ({}, {"test_list": ["assert f(1) == 2"]})
+    ]
+    (tmp_path / "rows.json").write_text(json.dumps(rows, indent=1))
+    config = composed("+rlar=default", f"data.train_files={tmp_path}/rows.json", "data.prompt_key=question")
+    with pytest.raises(ToolUnavailable, match=r"row 2 of \S+rows\.json: its tool runs code"):
+        plugin.check_sandbox(config, plugin.check(config))
+
+
+def test_an_array_of_rows_is_read_as_lines_are_and_a_broken_one_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "rows.json"
+    file.write_bytes(b'\xef\xbb\xbf\n [{"prompt": "?"}, 3]')
+    (_, row), (number, fault) = read_rows(str(file))
+    assert row == {"prompt": "?"} and number == 2 and str(fault) == "a JSON int, not an object"
+    file.write_text('{"prompt": "?"}\n')
+    assert list(read_rows(str(file))) == [(1, {"prompt": "?"})]
+    file.write_text('[{"prompt": ')
+    with pytest.raises(DataError, match=r"cannot read \S+rows\.json: not JSON: Expecting value at character 13"):
+        list(read_rows(str(file)))
 
 
 @pytest.mark.usefixtures("no_engine")

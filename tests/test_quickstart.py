@@ -159,22 +159,23 @@ def run(tmp_path):
             seconds=seconds,
         )
 
-    for attempt, steps in enumerate((range(1, 6), range(5, 9)), start=1):
+    for attempt, steps in enumerate((range(1, 12), range(5, 9)), start=1):
         with Ledger(tmp_path / summary.LEDGER / FILE_NAME, token=str(attempt)) as ledger:
             for step in steps:
-                rising = 0.9 if (step, attempt) == (5, 1) else step / 10
+                rising = 0.9 if step >= 5 and attempt == 1 else step / 10
                 ledger.add([row(step, 0, rising, seconds=0.5), row(step, 1, rising), row(step, 2, None)])
             if attempt == 1:
-                ledger.add([row(0, 0, 0.25, split="val")])
+                ledger.add([row(0, 0, 0.25, split="val"), row(10, 0, 1.0, split="val")])
             else:
                 ledger.add([row(8, 0, 0.75, split="val")])
         lines = [{"step": step, "data": {"timing_s/step": 10.0, summary.PEARSON: 0.99}} for step in steps]
+        lines += [{"step": 10, "data": {summary.PEARSON: 0.5}}] * (attempt == 1)
         text = "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 9, "da'
         (tmp_path / f"metrics.{attempt}.jsonl").write_text(text)
     return tmp_path
 
 
-def test_summary_compares_quarters_and_counts_a_repeated_step_once(run):
+def test_summary_compares_quarters_and_counts_nothing_that_was_made_before_a_run_went_back(run):
     found = summary.summarise(run)
     change = found.by_task["gsm8k"]
     assert (found.steps, found.attempts, found.responses) == (8, 2, 24)

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -182,6 +183,32 @@ def test_a_damaged_account_or_transcript_is_left_out(tmp_path: Path) -> None:
     assert [(one["how"], one["seconds"]) for one in figures["agents"]["runs"]] == [("['odd']", None)]
 
 
+def test_a_rule_costs_no_tokens_whatever_its_details_say(tmp_path: Path) -> None:
+    place = make_run(tmp_path)
+    with closing(sqlite3.connect(place / FILE_NAME)) as db, db:
+        sql = "UPDATE scores SET parts = replace(parts, ?, ?) WHERE step % 2 = ?"
+        for odd, tokens in enumerate(("0.5", "NaN")):
+            db.execute(sql, ('"detail"', f'"truncated": 0.0, "tokens": {tokens}, "x"', odd))
+    figures = figures_of(place)
+    assert any("model" == cost["tool"] and cost["tokens"] for cost in figures["costs"])
+    assert all(cost["tokens"] is None for cost in figures["costs"] if cost["tool"] == "final_answer")
+
+
+def test_a_canary_may_differ_by_the_tolerance_that_is_set(folder: Path) -> None:
+    flipped = lambda figures: [one for tool in figures["tools"] for one in tool["canaries"] if one["flipped"]]  # noqa: E731
+    assert flipped(json.loads(report(str(folder), "--json").stdout))
+    assert not flipped(json.loads(report(str(folder), "--json", "--set", "life.tolerance=1").stdout))
+
+
+def test_a_library_that_is_elsewhere_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / FOLDER_NAME).rename(tmp_path / FOLDER_NAME)
+    run, library = str(tmp_path / "run"), str(tmp_path / FOLDER_NAME)
+    assert f"there is no library in {run}, so" in report(run, "--json").stderr
+    assert "there is no library" not in report(run, "--json", "--in", library).stderr
+
+
 def test_of_a_step_that_was_trained_again_the_latest_start_counts(tmp_path: Path) -> None:
     make_run(tmp_path)
     first = figures_of(tmp_path)
@@ -214,12 +241,14 @@ def test_of_a_step_that_was_trained_again_the_latest_start_counts(tmp_path: Path
     second = figures_of(tmp_path)
     was, now = first["curves"]["train"]["all"], second["curves"]["train"]["all"]
     assert now["n"][6] == 2 and now["mean"][6] == 0.25
-    assert [now["n"][at] for at in range(STEPS) if at != 6] == [was["n"][at] for at in range(STEPS) if at != 6]
+    assert now["n"][:6] == was["n"][:6] and len(now["n"]) == 7, "what the first start made from step 7 on is gone"
+    assert all(one["last"] == 6 and not one["flipped"] for page in second["tools"] for one in page["canaries"])
+    assert any(one["flipped"] == 9 for page in first["tools"] for one in page["canaries"])
     again = {group["uid"]: group["attempt"] for group in second["samples"] if group["attempt"] > 1}
     assert again == {"new": 2} and not any(
         g["step"] == 7 and g["split"] == "train" for g in second["samples"] if g["uid"] not in again
     )
-    assert [start["steps"] for start in second["run"]["starts"]] == [[1, STEPS], [7, 7]]
+    assert [start["steps"] for start in second["run"]["starts"]] == [[1, 6], [7, 7]]
 
 
 def test_a_sample_of_the_rows_is_spread_and_scaled(

@@ -248,6 +248,10 @@ def test_the_p_value_of_two_shares_is_that_of_chi_square(g: float) -> None:
 
 def test_statistics_of_little_say_nothing() -> None:
     assert g_test({}, {"a": 3}) == g_test({"a": 5}, {"a": 3}) == 1.0
+    for names in (3000, 3001):
+        even, tilted = ({str(name): 20 + tilt * (name % 2) for name in range(names)} for tilt in (0, 16))
+        assert g_test(even, even) == 1.0 and 0.7 < g_test(even, tilted) < 0.9
+        assert g_test(even, {name: 40 for name in even} | {"0": 40_000}) < 1e-9
     assert psi({}, {}) == 0.0 and psi({"a": 10}, {"a": 10}) == 0.0
     assert psi({"a": 50, "b": 50}, {"a": 90, "b": 10}) > 0.5
     assert correlation([(1, 1), (2, 2)]) == (None, 2)

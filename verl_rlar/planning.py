@@ -25,7 +25,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -255,21 +254,35 @@ async def make_plan(
     return survey.plan(dispatcher.clusters)
 
 
-def first_boxed_row(path: str, config: RoutingConfig, snapshot: Snapshot, split: Split) -> int | None:
+def first_boxed_row(
+    path: str, config: RoutingConfig, snapshot: Snapshot, split: Split, *, prompt_key: str = "prompt"
+) -> int | None:
     """Number of the first row of a file whose route has a tool that needs a sandbox; None: there is no such row.
 
+    Args:
+        prompt_key: The column that verl takes for the prompt (``data.prompt_key``).
+
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or none of its rows.
     """
     router = FeatureRouter(config)
 
     async def search() -> int | None:
+        read, bad = 0, ""
         for number, row in read_rows(path):
-            with suppress(DataError):  # what becomes of a bad row is not decided here
-                if not isinstance(row, DataError):
-                    route = await router.route(query_of(row), snapshot, split)
-                    if any(snapshot.tool(part.tool).boxed for part in route.parts):
-                        return number
+            try:
+                if isinstance(row, DataError):
+                    raise row
+                query = query_of({**row, "messages": row.get(prompt_key)})
+            except DataError as error:  # what becomes of one bad row is not decided here
+                bad = bad or f"row {number}: {error}"
+                continue
+            read += 1
+            route = await router.route(query, snapshot, split)
+            if any(snapshot.tool(part.tool).boxed for part in route.parts):
+                return number
+        if bad and not read:
+            raise DataError(f"none of its rows can be read, {bad}")
         return None
 
     return asyncio.run(search())

@@ -33,6 +33,8 @@ from verl_rlar.types import Split
 
 REWARD_MANAGER = {"source": "importlib", "name": "RlarRewardManager", "path": "pkg://verl_rlar.reward_manager"}
 AGENT_LOOP_MANAGER = "verl_rlar.trainer.RlarAgentLoopManager"
+OLD_SECTIONS = ("custom_reward_function", "reward_model", "sandbox_fusion")
+"""Sections that verl keeps for its old trainers (``legacy_reward_impl.yaml``)."""
 
 LOAD_ERROR: str | None = None
 """Traceback of what went wrong when the plugin was loaded; None if nothing did."""
@@ -122,6 +124,12 @@ def check(config: DictConfig) -> RlarConfig:
         get("reward.custom_reward_function.path") is None,
         "reward.custom_reward_function.path would be ignored, as tools score every response; remove it",
     )
+    old = [one for section in OLD_SECTIONS for one in _given(get(section), section)]
+    refuse_unless(
+        not old,
+        f"{', '.join(old)}: of verl's old configuration, which its V1 trainer ignores; tools score every response, so "
+        "remove it (the number of reward workers is reward.num_workers)",
+    )
     manager = get("reward.reward_manager") or {}
     ours = {
         "source": manager.get("source"),
@@ -202,17 +210,25 @@ def _first_boxed_row(config: DictConfig, settings: RlarConfig) -> str | None:
     from verl_rlar.trusted import trusted_snapshot
 
     snapshot = trusted_snapshot(settings)
+    prompt_key = str(OmegaConf.select(config, "data.prompt_key") or "prompt")
     splits: tuple[Split, ...] = ("train", "val")
     for split in splits:
         names = OmegaConf.select(config, f"data.{split}_files") or ()
         for path in [names] if isinstance(names, str) else map(str, names):
             try:
-                number = first_boxed_row(path, settings.routing, snapshot, split)
+                number = first_boxed_row(path, settings.routing, snapshot, split, prompt_key=prompt_key)
             except DataError as error:
                 return f"{path} may hold rows with tests ({error})"
             if number is not None:
                 return f"row {number} of {path}"
     return None
+
+
+def _given(setting: Any, name: str) -> list[str]:
+    """What somebody has set in a section whose defaults are null, as overrides; `False` asks for nothing either."""
+    if isinstance(setting, DictConfig):
+        return [one for key in map(str, setting) for one in _given(setting.get(key), f"{name}.{key}")]
+    return [] if setting is None or setting is False else [f"{name}={setting}"]
 
 
 def _is_ours(class_path: str | None) -> bool:

@@ -17,6 +17,7 @@ working locks (NFS). What a power cut does to the account.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,6 +31,8 @@ from verl_rlar.errors import AgentError
 
 FILE = "spending.sqlite"
 MINUTE_S = 60.0
+_TOLD = (("tokens_read", "tokens_written"), ("tokens", "truncated"))
+"""What the details of a rubric hold, and those of a reward model."""
 LOOK_S = 0.5
 """Longest pause between two looks at the account, in seconds."""
 _SCHEMA = (
@@ -82,9 +85,14 @@ class Spent:
 
 def cost_of(details: Mapping[str, Any]) -> tuple[float, float] | None:
     """Tokens that a tool's call took (read and written), and dollars, by the details of its score; None: they do not
-    say. Rubrics tell ``tokens_read``, ``tokens_written`` and ``dollars``, reward models ``tokens``."""
-    counts = [details[name] for name in ("tokens", "tokens_read", "tokens_written") if name in details]
-    return (sum(map(float, counts)), float(details.get("dollars", 0.0))) if counts else None
+    say. Rubrics tell ``tokens_read``, ``tokens_written`` and ``dollars``, reward models ``tokens`` and ``truncated``; a
+    rule's own ``tokens`` are no cost, and neither is what is no finite number."""
+    told = next((names for names in _TOLD if all(name in details for name in names)), None)
+    if told is None:
+        return None
+    tokens = sum(float(details[name]) for name in told if name.startswith("tokens"))
+    dollars = float(details.get("dollars", 0.0))
+    return (tokens, dollars) if math.isfinite(tokens) and math.isfinite(dollars) else None
 
 
 def account_of(folder: Path) -> dict[str, Spent]:

@@ -144,11 +144,13 @@ def g_test(before: Mapping[str, int], now: Mapping[str, int], *, expected: float
 
 def _beyond(x: float, degrees: int) -> float:
     """Chance of a chi-square of so many degrees of freedom above `x`."""
-    half = max(x, 0.0) / 2
-    total, term = (0.0, 1.0) if degrees % 2 == 0 else (math.erfc(math.sqrt(half)), 2 * math.sqrt(half / math.pi))
+    half = x / 2
+    if half <= 0:
+        return 1.0
+    total, term = (0.0, 0.0) if degrees % 2 == 0 else (math.erfc(math.sqrt(half)), math.log(4 * half / math.pi) / 2)
     for at in range(degrees // 2):
-        total += term * math.exp(-half)
-        term *= half / (at + (1 if degrees % 2 == 0 else 1.5))
+        total += math.exp(term - half)  # a logarithm: of thousands of degrees the term itself is no float
+        term += math.log(half / (at + (1 if degrees % 2 == 0 else 1.5)))
     return min(total, 1.0)
 
 

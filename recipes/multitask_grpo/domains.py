@@ -252,11 +252,21 @@ def prepare(folder: Path, revisions: Mapping[str, str], limit: int | None = None
 
 
 def items_of(source: Source, split: str | None, commit: str) -> Iterator[Item]:
-    """The rows of a split, in an order that is drawn with a seed."""
+    """The rows of a split, in an order that is drawn with a seed.
+
+    Raises:
+        DataFault: There is no such configuration or split.
+    """
     from datasets import get_dataset_config_names, load_dataset
 
     def load(config: str | None) -> list[Item]:
-        return list(load_dataset(source.repo, config, split=split, revision=commit))
+        try:
+            return list(load_dataset(source.repo, config, split=split, revision=commit))
+        except ValueError as error:  # a configuration or split that is not there (any more)
+            raise DataFault(
+                f"{source.name} ({source.repo}) at {commit[:12]}, configuration {config}, split {split}: {error}; "
+                f"--revision {source.name}=COMMIT takes an older one"
+            ) from None
 
     if source.config == "pairs":
         items = list(pairs({language: load(config) for language, config in FLORES.items()}))

@@ -309,7 +309,8 @@ def main(argv: list[str] | None = None) -> int:
 
         found_library = library_folder(str(args.library))
         fields["library"] = found_library.resolve() if found_library else None
-    choices = Choices(**fields)
+    starts = [int(file.name.split(".")[1]) for file in fields["run"].glob("metrics.[0-9]*.jsonl")]
+    choices = Choices(**fields, start=max(starts, default=0) + 1)
     console = Console()
     if why := objection(choices, args.library, extra, dry=args.dry_run):
         console.print(why, highlight=False, soft_wrap=True, markup=False)
@@ -329,6 +330,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             print(json.dumps({"name": "multitask_grpo", **found}))
         return 0 if found["ok"] else 1
+    choices.run.mkdir(parents=True, exist_ok=True)  # verl's logger makes no folder
     os.execv(sys.executable, [sys.executable, *command(choices, extra)])
 
 

@@ -85,6 +85,8 @@ class Choices:
     mini_batch: int = MINI_BATCH
     seed: int = 1
     resume: bool = False
+    start: int = 1
+    """How many times the run was started, with this one; each has a file of verl's metrics."""
     library: Path | None = None
     """A library that `rlar build` has filled. None: the run's own, which begins with the built-in rules."""
 
@@ -161,6 +163,9 @@ def overrides(choices: Choices, extra: Sequence[str] = ()) -> list[str]:
         "trainer.test_freq=10",
         "trainer.val_before_train=True",
         "trainer.logger=[console,file]",
+        # verl empties the file that it finds: one for each start; told to Ray, as a joined cluster does not have our
+        # environment
+        f"++ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH={choices.run}/metrics.{choices.start}.jsonl",
         "trainer.project_name=rlar",
         f"trainer.experiment_name=multitask-{choices.model}",
         *extra,

@@ -4,8 +4,9 @@
     python recipes/quickstart/summary.py RUN [--json]
 
 *Start* and *end* are the first and the last quarter of the training steps that were made. Means are over scored
-responses; unscored ones are counted, never averaged in. Where a step was made twice, since a run was killed after its
-last checkpoint and resumed, the later attempt counts; the ledger keeps both.
+responses; unscored ones are counted, never averaged in. Where a run was killed after its last checkpoint and resumed,
+the later attempt counts from its first step on, and what the earlier one had made from there does not; the ledger keeps
+both.
 
 The reward's *exposed* seconds of a step are those in which nothing was left to generate: from the arrival of the step's
 last response until its last score was known. Responses that are scored while others are still being generated cost the
@@ -137,11 +138,13 @@ def summarise(run: Path) -> Summary:
 
 
 def records(run: Path) -> tuple[list[Record], list[Record], int]:
-    """The responses of training and of validation, each step by its latest attempt, and the number of attempts."""
+    """The responses of training and of validation that count, see above, and the number of attempts."""
     query = (
+        "WITH begun AS (SELECT attempt, MIN(step) AS step FROM scores WHERE split = 'train' GROUP BY attempt) "
         "SELECT split, step, data_source AS task, route AS tool, outcome, value, received, received + seconds AS done "
         "FROM scores JOIN (SELECT split, step, MAX(attempt) AS attempt FROM scores GROUP BY split, step) "
-        "USING (split, step, attempt)"
+        "USING (split, step, attempt) WHERE NOT EXISTS "
+        "(SELECT 1 FROM begun WHERE begun.attempt > scores.attempt AND begun.step <= scores.step)"
     )
     splits: dict[str, list[Record]] = {"train": [], "val": []}
     with read(run / LEDGER) as db:
@@ -153,15 +156,20 @@ def records(run: Path) -> tuple[list[Record], list[Record], int]:
 
 
 def verl_metrics(run: Path) -> dict[int, dict[str, Any]]:
-    """verl's own metrics by step; of a step that was made twice, the later ones."""
+    """verl's own metrics by step; of what was made twice, the later ones."""
     found: dict[int, dict[str, Any]] = {}
     for file in metrics_files(run):
+        made: dict[int, dict[str, Any]] = {}
         for line in file.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
             except ValueError:  # a line that is being written
                 continue
-            found[entry["step"]] = found.get(entry["step"], {}) | entry["data"]
+            made[entry["step"]] = made.get(entry["step"], {}) | entry["data"]
+        begun = min((step for step, data in made.items() if "timing_s/step" in data), default=None)
+        found = {step: data for step, data in found.items() if begun is None or step < begun}
+        for step, data in made.items():
+            found[step] = found.get(step, {}) | data
     return found
 
 

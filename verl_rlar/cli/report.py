@@ -27,6 +27,7 @@ from verl_rlar.errors import ConfigError
 from verl_rlar.library import LibraryView
 
 FILE = "report.html"
+NO_LIBRARY = "there is no library in {}, so tools come without their exams and states; --in FOLDER names one"
 
 
 @app.command("report", short_help="Make a report of a run.")
@@ -99,7 +100,8 @@ def _report(
     def gather() -> dict[str, Any]:
         view = LibraryView(found) if found else None
         agents = Path(config.agents.transcripts) if config.agents.transcripts else None
-        return figures.gather(place, view, agents=agents, groups=groups, texts=texts)
+        tolerance = config.life.tolerance
+        return figures.gather(place, view, agents=agents, groups=groups, texts=texts, tolerance=tolerance)
 
     if live:
         return _serve(gather, place, found, port, show=show)
@@ -110,6 +112,8 @@ def _report(
     with progress_bar() as on_progress:
         on_progress("reading the ledger", 0, None)
         gathered = gather()
+    if found is None:
+        complain(NO_LIBRARY.format(place))
     if writes:
         content = page.render(gathered)
         _write(file, content)
@@ -128,6 +132,8 @@ def _serve(gather: Any, place: Path, library: Path | None, port: int, *, show: b
     with Live(gather, watched(place, library), port=port) as server:
         print(server.url, flush=True)
         complain("the report is served there until Ctrl-C; from another machine: ssh -L")
+        if library is None:
+            complain(NO_LIBRARY.format(place))
         if show:
             _open(server.url)
         server.join()

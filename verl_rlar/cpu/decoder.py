@@ -26,7 +26,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch.nn.functional import pad
@@ -185,7 +185,7 @@ class _Batch:
         self.cache.batch_select_indices(index)
         if self.joinable and (unused := int(self.mask.any(0).int().argmax())):
             self.mask = self.mask[:, unused:]
-            for layer in self.cache.layers:
+            for layer in cast("list[Any]", self.cache.layers):
                 layer.keys, layer.values = layer.keys[..., unused:, :], layer.values[..., unused:, :]
 
     @property

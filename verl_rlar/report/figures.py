@@ -39,6 +39,7 @@ from typing import Any
 from verl_rlar import __version__
 from verl_rlar.clusters import FILE_NAME as CLUSTERS_FILE
 from verl_rlar.clusters import Clusters
+from verl_rlar.config import LifeConfig
 from verl_rlar.errors import LibraryError
 from verl_rlar.ledger import ALARM_COUNTS
 from verl_rlar.library import LibraryView
@@ -64,7 +65,13 @@ COUNTS = ("n", "scored", "failed", "hacked", "abstained", "groups", "many", "fla
 
 
 def gather(
-    place: Path, library: LibraryView | None, *, agents: Path | None = None, groups: int = GROUPS, texts: bool = True
+    place: Path,
+    library: LibraryView | None,
+    *,
+    agents: Path | None = None,
+    groups: int = GROUPS,
+    texts: bool = True,
+    tolerance: float = LifeConfig().tolerance,
 ) -> dict[str, Any]:
     """See the module.
 
@@ -75,6 +82,7 @@ def gather(
         groups: Most groups of responses to look at.
         texts: Whether texts are wanted: of prompts, responses and sources, of an exam's cases, and reasons, which may
             quote any of them.
+        tolerance: By how much a canary may differ (`rlar.life.tolerance`); the ledger does not have the run's own.
 
     Raises:
         LedgerError: There is no ledger, or none that can be read, or nothing in it yet.
@@ -85,7 +93,7 @@ def gather(
         for row in reading.sampled():
             seen.saw(row, specs)
         scale = reading.rows / max(1, seen.rows)
-        pages, sources = book(reading, library, specs, seen.uses, scale)
+        pages, sources = book(reading, library, specs, seen.uses, scale, tolerance)
         in_shadow = shadowed(reading, MEASURED)
         pages = pages if texts else _silent(pages)
         raised = _raised(reading)

@@ -2,7 +2,8 @@
 """A ledger, opened for one report: one state of it, the starts of training that count, and samples of its rows.
 
 Guarantees: read only; all that is asked of a `Reading` sees the same state, however long it takes, and a training goes
-on meanwhile; of a step that was trained more than once the latest start counts; the same ledger gives the same samples.
+on meanwhile; of what was trained more than once the latest start counts, and what an earlier one did from there on
+does not; the same ledger gives the same samples.
 What is counted over all rows comes out of one pass over an index, not over the rows themselves.
 
 Not covered: a sample of rows is one of stretches of the file, so of moments of the training; where rows were written
@@ -43,7 +44,10 @@ SELECT split, step, attempt, uid, COALESCE(MIN(NULLIF(route, '-')), '-') AS rout
     TOTAL(sent) AS sent
 FROM scores GROUP BY split, step, attempt, uid
 """
-_CHOSEN = """
+_LEFT = "EXISTS (SELECT 1 FROM begun WHERE begun.attempt > {0}.attempt AND begun.step <= {0}.step)"
+_CHOSEN = f"""
+CREATE TEMP TABLE begun AS SELECT attempt, MIN(step) AS step FROM grouped WHERE split = 'train' GROUP BY attempt;
+DELETE FROM grouped WHERE {_LEFT.format("grouped")};
 CREATE TEMP TABLE chosen (split, step, attempt, PRIMARY KEY (split, step)) WITHOUT ROWID;
 INSERT INTO chosen SELECT split, step, MAX(attempt) FROM grouped GROUP BY split, step;
 DELETE FROM grouped WHERE attempt <>
@@ -70,7 +74,7 @@ class Reading:
 
     Attributes:
         db: The open ledger. The temporary table ``grouped`` has a row per GRPO group that counts, ``chosen`` the start
-            of training that counts by split and step.
+            of training that counts by split and step, ``begun`` the first training step of each start.
     """
 
     def __init__(self, db: sqlite3.Connection, place: Path) -> None:
@@ -96,6 +100,11 @@ class Reading:
         """Index of the point of a curve that a step belongs to; None: the step has no response."""
         axis = self.axes.get(split)
         return None if axis is None else axis.place.get(step)
+
+    def canaries(self) -> sqlite3.Cursor:
+        """Digest, canary, step, outcome and value of each canary of a step that counts, in that order of steps."""
+        sql = f"SELECT digest, canary, step, outcome, value FROM canaries WHERE NOT {_LEFT.format('canaries')}"
+        return self.db.execute(f"{sql} ORDER BY attempt, step")
 
     def sampled(self) -> Iterator[sqlite3.Row]:
         """Rows with their parts and their kind of query: all, or `ROWS` of them, spread evenly over the training."""

@@ -41,6 +41,8 @@ PAGES = 400
 """Most tools with a page; those go first that were used most."""
 CHECKED_GROUPS = 600
 """Groups of tools in the shadow that are compared with the tools in place."""
+PRICED = ("reward_model", "rubric")
+"""Kinds of tools whose calls cost tokens."""
 OUTCOMES = tuple(outcome.value for outcome in Outcome)
 
 
@@ -97,8 +99,9 @@ class Use:
         if isinstance(raw, int | float) and math.isfinite(raw) and len(self.raws) < CALLS:
             self.raws.append(float(raw))
 
-    def as_dict(self, scale: float) -> dict[str, Any]:
-        """For the page; `scale`: calls in the run for each one here."""
+    def as_dict(self, scale: float, kind: str) -> dict[str, Any]:
+        """For the page; `scale`: calls in the run for each one here; `kind`: of the tool."""
+        told = self.told and kind in PRICED
         calls = self.outcomes.total()
         return {
             "calls": round(calls * scale),
@@ -110,8 +113,8 @@ class Use:
             "p50": rounded(quantile(self.seconds, 0.5), 6),
             "p95": rounded(quantile(self.seconds, 0.95), 6),
             "seconds": rounded(self.spent * scale, 3),
-            "tokens": round(self.costs[0] * scale) if self.told else None,
-            "dollars": rounded(self.costs[1] * scale, 4) if self.told else None,
+            "tokens": round(self.costs[0] * scale) if told else None,
+            "dollars": rounded(self.costs[1] * scale, 4) if told else None,
             "means": [rounded(total / n) if n else None for total, n in zip(self.totals, self.valued, strict=True)],
             "points": {name: [point[name] for point in self.points] for name in OUTCOMES if self.outcomes[name]},
             "reasons": [
@@ -174,10 +177,11 @@ def book(
     specs: Mapping[str, ToolSpec | dict[str, Any]],
     uses: Uses,
     scale: float,
+    tolerance: float,
 ) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """A page for each tool, and the sources by their hash."""
     standings = library.standings() if library else {}
-    shadows, canaries = _shadows(reading), _canaries(reading, library)
+    shadows, canaries = _shadows(reading), _canaries(reading, library, tolerance)
     sources: dict[str, str] = {}
     pages = []
     for digest in dict.fromkeys((*specs, *uses.of)):
@@ -189,7 +193,7 @@ def book(
         page["why"] = cut(standing.why, 600) if standing else ""
         page["events"] = _events(library, digest)
         use = uses.of.get(digest)
-        page["use"] = use.as_dict(scale) if use else None
+        page["use"] = use.as_dict(scale, page["kind"]) if use else None
         page["checks"] = _checks(spec, use)
         page["shadow"] = shadows.get(digest)
         page["canaries"] = canaries.get(digest, [])
@@ -432,12 +436,11 @@ def shadowed(reading: Reading, most: int) -> list[tuple[int, str]]:
     return reading.some([(attempt, uid) for attempt, uid in reading.db.execute(sql)], most)
 
 
-def _canaries(reading: Reading, library: LibraryView | None) -> dict[str, list[dict[str, Any]]]:
+def _canaries(reading: Reading, library: LibraryView | None, tolerance: float) -> dict[str, list[dict[str, Any]]]:
     """By digest, what became of each answer whose score is known."""
     found: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
-    sql = "SELECT digest, canary, step, outcome, value FROM canaries ORDER BY attempt, step"
     wanted = _wanted(reading, library)
-    for digest, canary, step, outcome, value in reading.db.execute(sql):
+    for digest, canary, step, outcome, value in reading.canaries():
         one = found[digest].setdefault(
             canary,
             {"canary": cut(canary, 60), "wanted": wanted.get((digest, canary), value), "n": 0, "failed": 0}
@@ -450,7 +453,7 @@ def _canaries(reading: Reading, library: LibraryView | None) -> dict[str, list[d
             continue
         if one["wanted"] is None:
             one["wanted"] = value
-        off = one["wanted"] is not None and (value is None or abs(value - one["wanted"]) > 0.05)
+        off = one["wanted"] is not None and (value is None or abs(value - one["wanted"]) > tolerance)
         if off and one["flipped"] is None:
             one["flipped"], one["got"] = step, rounded(value)
     for canaries in found.values():
