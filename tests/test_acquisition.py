@@ -169,7 +169,9 @@ def test_a_gap_is_filled_by_a_model_that_passes_and_is_none_any_more(folder: tup
         place, url, "train.jsonl", "--labelled", "labelled.jsonl", "--in", "kept", "--then", "nothing", code=0
     )
     assert (kept["state"], kept["digest"]) == ("examined", taken["digest"])
-    (spec,) = [tool for tool in LibraryView(place / "run" / "rlar" / "library").latest().tools if tool.kind == "reward_model"]
+    (spec,) = [
+        tool for tool in LibraryView(place / "run" / "rlar" / "library").latest().tools if tool.kind == "reward_model"
+    ]
     assert spec.digest == taken["digest"] and spec.target.startswith("meadow-lab/chat-reward-llama@")
 
     assert rlar(place, url, "train.jsonl", "--in", "run", code=0) == [], "no gap is left"

@@ -507,8 +507,8 @@ class LibraryView:
         return self.spec(digest).kind == "rule" or self.passed(digest)
 
     def predecessor(self, digest: str, step: int) -> str | None:
-        """The version that a live tool took the place of, if a rollback at a step may bring it back: it is retired still
-        (not in the shadow, say), and did not fail an exam meanwhile."""
+        """The version that a live tool took the place of, if a rollback at a step may bring it back: it is still
+        retired (not in the shadow, say), and did not fail an exam meanwhile."""
         became = [one for one in self._events if (one.digest, one.event) == (digest, "live") and one.step <= step]
         before = became[-1].replaces if became else None
         if before is None or self.standings(step)[before].event != "retired" or not self.may_return(before):

@@ -92,6 +92,8 @@ class ArmsAgentLoopManager(RlarAgentLoopManager):
             super().generate_sequences(prompts)
 
 
+OF_THE_POLICY = ("old_log_prob", "ref", "update_actor", "update_weights")
+"""verl's names for the parts of a step in which the policy computes and nothing is scored."""
 SERVICE = "ray::Service"
 OURS = ("ray::RewardLoopWorker", SERVICE)
 """How Ray names the processes that score: verl's reward workers, and the plugin's service."""
@@ -137,6 +139,7 @@ class ArmsTrainer(RlarTrainerSync):
             "seconds": time.perf_counter() - self._began,
             "processor": everything,
             "scoring": scoring,
+            "policy": sum(timing_raw.get(name, 0.0) for name in OF_THE_POLICY),
             "boundary": float(metrics.get("rlar/boundary_s", 0.0)),
         }
         with open(Path(self.config.trainer.default_local_dir) / STEPS, "a") as file:
