@@ -82,3 +82,7 @@ def test_an_answer_that_was_cut_off_after_its_code_is_taken(server: LlmServer, t
     server.script = [cut("```python\nx\n```\nThis")]
     assert code_of(talk.ask([("user", "Go on")])) == ("x\n", "") and talk.cut
     llm.close()
+
+
+def test_the_code_of_an_answer_with_the_line_ends_of_windows_is_found() -> None:
+    assert code_of("Here:\r\n\r\n```python\r\nx = 1\r\n```\r\n") == ("x = 1\n", "")

@@ -260,6 +260,7 @@ def code_of(said: str) -> tuple[str | None, str]:
 
 def _spoken(said: str) -> str:
     """An answer without what its writer thought aloud before; what looks like that within a block of code stays."""
+    said = said.replace("\r\n", "\n")
     bare = _FENCE.sub(lambda block: " " * len(block[0]), said)
     at = bare.rfind("</think>")
     if at < 0 and said.lstrip().startswith("<think>"):
