@@ -565,8 +565,11 @@ import json, subprocess, sys, time
 job = json.load(sys.stdin)
 ran = subprocess.run([sys.executable, "-c", job["program"]], input="3", capture_output=True, text=True)
 with open("/tmp/reward.txt", "w") as file: file.write(str(int(ran.stdout == "16\\n")))
-time.sleep(1)
-assert float(open("/tmp/reward.txt").read()) == 1
+for _ in range(30):
+    time.sleep(0.1)
+    if open("/tmp/reward.txt").read() == "1": break  # it may be empty just now, as somebody writes it
+else:
+    raise AssertionError
 """,
     "shared_inputs": """
 import json, subprocess, sys
