@@ -18,11 +18,11 @@ of one length come all at once, where those of a real one come one by one and fe
 keeps steps of a larger policy short; what a step costs once counts for more then. The processor time of all processes
 in the step is compared likewise: what else runs on the machine lengthens a step, and hardly adds to that; and that of
 the processes alone that score (reward workers, theirs for rules, the service), in shares of the whole, since what a
-step of some size computes varies by more than these use. *At most* is for policies whose own computing (log
-probabilities, gradients, weights) varies by more than the goal: what is added to all the rest of the step, and to that
-the processor time of all that scores, as if every second of it had held the step up. If an interval holds the goal, the answer is "not decided",
-and the script says so. What the service and the processes for rules use while they wait is not seen, as they are there
-in all arms.
+step of some size computes varies by more than these use.
+*At most* is for policies whose own computing (log probabilities, gradients, weights) varies by more than the goal:
+what is added to all the rest of the step, and to that the processor time of all that scores, as if every second of it
+had held the step up. If an interval holds the goal, the answer is "not decided", and the script says so. What the
+service and the processes for rules use while they wait is not seen, as they are there in all arms.
 
 *scaling*: no policy. verl's own reward workers in a Ray of two nodes on this machine get the same responses (answers of
 real models to GSM8K) as fast as they take them: 1, 2 and 4 workers on one node, 2 and 4 on two. The clock stops when
